@@ -1,0 +1,68 @@
+"""Request bodies: bounded, decoded, typed, and with every field that has no effect named."""
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenuto.api.services import Services
+from tenuto.errors import BadRequest, TooLarge
+from tenuto.wire.parse import decode, ignored_fields, parse
+from tenuto.wire.requests import Request as WireRequest
+
+R = TypeVar("R", bound=WireRequest)
+IGNORED_HEADER = "x-tenuto-ignored-params"
+STRICT_HEADER = "x-tenuto-strict-params"
+MAX_NAMED = 32
+UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+async def wire_request(request: Request, kind: type[R], route: str, services: Services) -> R:
+    """Errors: `InvalidRequest`, `BadRequest`, `TooLarge`; with strict parameters `BadRequest` for
+    a field that nothing acts upon."""
+    body = decode(await _read(request, services.bounds.body_bytes))
+    model = request.path_params.get("model")
+    wire = parse(kind, body | {"model": model} if model else body, route)
+    ignored = ignored_fields(wire)
+    strict = request.headers.get(STRICT_HEADER, "").lower() in ("1", "true", "yes")
+    if ignored and (strict or services.strict_params):
+        name = _safe(ignored[0])
+        raise BadRequest(
+            f"{name} is not a parameter that this server acts upon, and strict parameters are on.",
+            param=name,
+        )
+    return wire
+
+
+def ignored_header(wire: WireRequest) -> dict[str, str]:
+    ignored = ignored_fields(wire)
+    if not ignored:
+        return {}
+    return {IGNORED_HEADER: ",".join(_safe(name) for name in ignored[:MAX_NAMED])}
+
+
+def json_response(answer: msgspec.Struct, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(answer), 200, headers, "application/json")
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise TooLarge(
+                f"The request body must be at most {limit} bytes.", status=413, param="request_body"
+            )
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _safe(name: str) -> str:
+    """A field's name as a header may carry it: the names are the client's."""
+    return UNSAFE.sub("?", name[:64])
+
+

@@ -1,0 +1,117 @@
+"""The outermost layer: request id, drain gate, key, clock, and the envelope for what nobody caught."""
+
+import logging
+import time
+import traceback
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tenuto.api.exchange import SCOPE_KEY, Exchange, request_id_of
+from tenuto.api.services import Services
+from tenuto.errors import ApiError, InternalError, TooLarge, Unavailable, encoded
+
+logger = logging.getLogger(__name__)
+OPEN_PATHS = {"/health", "/health/liveliness", "/health/readiness", "/openapi.json", "/docs"}
+OPEN_PREFIXES = ("/static/",)
+LOOPBACK = {"127.0.0.1", "::1"}
+
+
+class Edge:
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app = app
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = scope[SCOPE_KEY] = Exchange(request_id_of(scope))
+        began = time.monotonic()
+        is_open = _is_open(scope["path"])
+        if not is_open:
+            self._services.gate.enter()
+        try:
+            await self._answer(scope, receive, _noting(send, exchange), exchange, is_open)
+        finally:
+            if not is_open:
+                self._services.gate.leave()
+            self._record(scope, exchange, time.monotonic() - began)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, exchange: Exchange, is_open: bool
+    ) -> None:
+        try:
+            self._admit(scope, exchange, is_open)
+            await self._app(scope, receive, send)
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
+        except Exception as error:
+            # Without the exception's text, which may quote the request.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("request %s: %s\n%s", exchange.request_id, type(error).__name__, frames)
+            if exchange.started:
+                raise
+            await error_response(InternalError())(scope, receive, send)
+
+    def _admit(self, scope: Scope, exchange: Exchange, is_open: bool) -> None:
+        limit = self._services.bounds.header_bytes
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > limit:
+            raise TooLarge(f"The request's headers must be at most {limit} bytes.", status=431)
+        if is_open:
+            return
+        if self._services.gate.draining:
+            raise Unavailable("The server is shutting down. Please retry.")
+        client = scope.get("client")
+        if scope["path"] == "/metrics" and client and client[0] in LOOPBACK:
+            return
+        exchange.key = self._services.keys.authenticate(_authorization(scope))
+
+    def _record(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
+        metrics = self._services.metrics
+        route = getattr(scope.get("route"), "path", "unmatched")
+        metrics.requests.labels(route, exchange.model, exchange.status).inc()
+        metrics.duration.labels(route).observe(seconds)
+        if exchange.tally is not None:
+            metrics.prompt_tokens.labels(exchange.model).inc(exchange.tally.prompt_tokens)
+            metrics.completion_tokens.labels(exchange.model).inc(exchange.tally.completion_tokens)
+        logger.log(
+            # Probes come every few seconds and say nothing.
+            logging.DEBUG if _is_open(scope["path"]) else logging.INFO,
+            "%s %s %s %d %.3f s %s",
+            exchange.request_id,
+            scope["method"],
+            route,
+            exchange.status,
+            seconds,
+            exchange.model,
+        )
+
+
+def error_response(error: ApiError) -> Response:
+    return Response(encoded(error), error.status, error.headers, "application/json")
+
+
+def _noting(send: Send, exchange: Exchange) -> Send:
+    async def noting(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            exchange.status = message["status"]
+            exchange.started = True
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-request-id", exchange.request_id.encode()),
+            ]
+        await send(message)
+
+    return noting
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+
+
+def _authorization(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return str(value.decode("latin-1"))
+    return None

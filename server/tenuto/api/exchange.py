@@ -1,0 +1,41 @@
+"""One request and its answer, as the middleware and the routes share it."""
+
+import re
+import uuid
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from tenuto.access.keys import Key
+from tenuto.generation.usage import Tally
+
+SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+SCOPE_KEY = "tenuto.exchange"
+
+
+@dataclass
+class Exchange:
+    """`status` 499 is a client that left before its answer was whole."""
+
+    request_id: str
+    key: Key | None = None
+    model: str = ""
+    tally: Tally | None = None
+    status: int = 499
+    started: bool = False
+
+
+def exchange_of(request: Request) -> Exchange:
+    exchange: Exchange = request.scope[SCOPE_KEY]
+    return exchange
+
+
+def request_id_of(scope: Scope) -> str:
+    """The client's `x-request-id` where it is harmless, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if SAFE_ID.fullmatch(given):
+                return given
+    return uuid.uuid4().hex

@@ -1,0 +1,45 @@
+"""Which models there are: the hosted API's list, and the facts behind it."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenuto.api.body import json_response
+from tenuto.api.services import Services
+from tenuto.errors import NotFound, quoted
+from tenuto.models.registry import Entry
+from tenuto.wire.responses import ModelCard, ModelInfo, ModelInfoList, ModelList
+
+
+class ModelRoutes:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def models(self, request: Request) -> Response:
+        cards = [ModelCard(entry.id) for entry in self._services.registry.present()]
+        return json_response(ModelList(cards))
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        entry = self._services.registry.find(name)
+        if entry is None or entry.checkpoint is None:
+            raise NotFound(f"The model {quoted(name)!r} does not exist.", param="model")
+        return json_response(ModelCard(name))
+
+    async def model_info(self, request: Request) -> Response:
+        rows = [await self._info(entry) for entry in self._services.registry.present()]
+        return json_response(ModelInfoList(rows))
+
+    async def _info(self, entry: Entry) -> ModelInfo:
+        slot = self._services.pool.slots[entry.id]
+        facts = slot.facts()
+        info: dict[str, Any] = {
+            "max_model_len": facts.max_model_len if facts else entry.max_model_len,
+            "quantization": facts.quantization if facts else entry.quantization,
+            "state": slot.state,
+            "reason": slot.reason,
+            "license": entry.license,
+            "loras": [],
+        }
+        return ModelInfo(entry.id, {}, info)

@@ -1,0 +1,152 @@
+"""Answers that must notice a client who leaves: the SSE response, and the unstreamed wait."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from tenuto.engine.types import Step
+from tenuto.errors import ApiError, InternalError
+from tenuto.generation.frames import KEEP_ALIVE, Frames, error_frame
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+
+
+class ClientGone(Exception):
+    """The client left before its answer began; there is nobody to tell."""
+
+
+class Steps(Protocol):
+    def __aiter__(self) -> AsyncIterator[Step]: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Replay:
+    """Steps that are already there, as a source that can be closed."""
+
+    def __init__(self, steps: Iterable[Step]) -> None:
+        self._steps = iter(steps)
+
+    def __aiter__(self) -> "Replay":
+        return self
+
+    async def __anext__(self) -> Step:
+        for step in self._steps:
+            return step
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled and awaited when the client leaves first.
+
+    Errors: `ClientGone`.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_left(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        await _cancelled(working, leaving)
+
+
+class EventStream(Response):
+    """Server-sent events made of steps.
+
+    Starlette's own streaming response leaves its iterator open in three of four kinds of
+    disconnect; this one closes `steps` whatever happens. The next step is asked for only after the
+    last was sent, so a slow reader gets merged deltas and no queue grows.
+    """
+
+    def __init__(
+        self, steps: Steps, frames: Frames, keep_alive_s: float, headers: Mapping[str, str]
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.init_headers({**HEADERS, **headers})
+        self._steps = steps
+        self._frames = frames
+        self._keep_alive_s = keep_alive_s
+        self._last_sent_s = 0.0
+        self._sending = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._steps):
+            sending = asyncio.create_task(self._send_all(send))
+            leaving = asyncio.create_task(self._watch(receive, send))
+            try:
+                await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
+            finally:
+                await _cancelled(sending, leaving)
+
+    async def _send_all(self, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": list(self.raw_headers)}
+        )
+        pending = self._frames.opening()
+        try:
+            async for step in self._steps:
+                pending += self._frames.step(step)
+                if pending:
+                    await self._send(send, pending, more=True)
+                    pending = b""
+            pending += self._frames.closing()
+        except ApiError as error:
+            pending += error_frame(error)
+        except Exception as error:
+            logger.error("a stream failed: %s", type(error).__name__)
+            pending += error_frame(InternalError())
+        await self._send(send, pending, more=False)
+
+    async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
+        self._sending = True
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+        self._sending = False
+        self._last_sent_s = asyncio.get_running_loop().time()
+
+    async def _watch(self, receive: Receive, send: Send) -> None:
+        """Returns when the client has left; meanwhile sends a comment into every long silence."""
+        loop = asyncio.get_running_loop()
+        self._last_sent_s = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout_at(self._last_sent_s + self._keep_alive_s):
+                    await _left(receive)
+                return
+            except TimeoutError:
+                silent_s = loop.time() - self._last_sent_s
+                if silent_s >= self._keep_alive_s:
+                    if self._sending:
+                        self._last_sent_s = loop.time()
+                    else:
+                        await self._send(send, KEEP_ALIVE, more=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

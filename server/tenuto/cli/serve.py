@@ -1,0 +1,133 @@
+"""`tenuto serve`."""
+
+import ipaddress
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from tenuto.access.keys import Keys, keys_from
+from tenuto.errors import ConfigError, quoted
+from tenuto.models.registry import Registry
+from tenuto.settings import Settings
+
+logger = logging.getLogger("tenuto.serve")
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    registry: Annotated[Path | None, typer.Option(help="Registry file.")] = None,
+    models: Annotated[str | None, typer.Option(help="Ids to load, separated by commas.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="One API key per line.")] = None,
+    admin_key_file: Annotated[Path | None, typer.Option(help="One admin key per line.")] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Open on any address.")] = False,
+) -> None:
+    """Serve the models of the registry."""
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "registry": registry,
+        "models": models,
+        "api_key_file": api_key_file,
+        "admin_key_file": admin_key_file,
+        "no_auth": no_auth or None,
+    }
+    settings = settings_from({name: value for name, value in given.items() if value is not None})
+    keys = keys_from(os.environ, settings.api_key_file, settings.admin_key_file)
+    require_keys(settings, keys)
+    run(settings, keys)
+
+
+def settings_from(given: dict[str, Any]) -> Settings:
+    """Errors: `ConfigError`."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in detail["loc"])
+        raise ConfigError(
+            f"setting {name}: {detail['msg']}, got {quoted(detail['input'])}"
+        ) from None
+
+
+def require_keys(settings: Settings, keys: Keys) -> None:
+    """Errors: `ConfigError` for an open server that others could reach."""
+    if keys or settings.no_auth or _is_loopback(settings.host):
+        return
+    raise ConfigError(
+        f"without API keys the server listens on loopback only, not on {settings.host}: set "
+        "TENUTO_API_KEYS or --api-key-file, or accept everyone with --no-auth"
+    )
+
+
+def run(settings: Settings, keys: Keys) -> None:
+    # Imported late: the other commands start faster without the server's modules.
+    from tenuto.engine.forkserver import EngineContext, prepare_environment
+    from tenuto.models.registry import load_registry
+    from tenuto.serving import address, listen
+
+    registry = load_registry(registry_path(settings))
+    eager = chosen_models(registry, settings.models)
+    _log_to_stderr(settings.log_level)
+    listener = listen(settings.host, settings.port)
+    prepare_environment()
+    context = EngineContext()
+    context.start_server()
+    from tenuto.wiring import server_of
+
+    server = server_of(settings, registry, keys, eager, context)
+    logger.info("listening on %s", address(listener))
+    server.run(sockets=[listener])
+    sys.exit(1 if server.failed else 0)
+
+
+def registry_path(settings: Settings) -> Path:
+    if settings.registry is not None:
+        return settings.registry
+    local = Path("model_registry.yaml")
+    return local if local.is_file() else Path(__file__).parent.parent / "demo" / "registry.yaml"
+
+
+def chosen_models(registry: Registry, models: str | None) -> tuple[str, ...]:
+    """The ids to load. Errors: `ConfigError` for one that is unknown or not on this host."""
+    if models is None:
+        return tuple(entry.id for entry in registry.present() if entry.load == "eager")
+    ids = []
+    for name in filter(None, (part.strip() for part in models.split(","))):
+        entry = registry.find(name)
+        if entry is None:
+            known = ", ".join(registry.entries)
+            raise ConfigError(f"--models: the registry has no {quoted(name)!r}; it has {known}")
+        if entry.checkpoint is None:
+            raise ConfigError(
+                f"--models: {entry.id}: its checkpoint is not on this host: run "
+                f"`tenuto models pull {entry.id}`"
+            )
+        ids.append(entry.id)
+    return tuple(dict.fromkeys(ids))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    # Its own lines repeat ours, and name every request of ours to it.
+    for name in ("httpx", "vllm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+

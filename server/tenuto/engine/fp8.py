@@ -1,0 +1,1 @@
+def compressed_tensors_twin(a,b): return a

@@ -1,0 +1,156 @@
+"""What passes between the API and an engine. Knows neither HTTP nor vLLM."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Everything that is needed to start one model, resolved to this host."""
+
+    model_id: str
+    checkpoint: Path
+    max_model_len: int | None = None
+    quantization: str | None = None
+    dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
+    kv_cache_memory_bytes: int | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """`max_model_len` in tokens (prompt and completion together)."""
+
+    max_model_len: int
+    vocab_size: int
+    quantization: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered prompt: `token_ids` is exactly what the engine sees, and what is counted."""
+
+    token_ids: list[int]
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    content: str | list[int]
+    add_special_tokens: bool = True
+    truncate_tokens: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    truncate_tokens: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """Structured output: exactly one besides `param`, the request's field, is set."""
+
+    param: str
+    json_schema: dict[str, Any] | str | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to generate; every value is already judged against the contract's bounds.
+
+    `stream` asks for one `Step` per engine output (deltas); otherwise one `Step` carries
+    every candidate whole.
+    """
+
+    max_tokens: int
+    n: int = 1
+    stream: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    bad_words: tuple[str, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    constraint: Constraint | None = None
+    cache_salt: str | None = None
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    token_id: int
+    token: str | None
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """One position. `top` holds the most likely tokens, best first; natural logarithms."""
+
+    token_id: int
+    token: str | None
+    logprob: float
+    top: tuple[TopLogprob, ...] = ()
+
+
+class Delta(msgspec.Struct):
+    """What one candidate gained since the last `Step`; `token` texts are None when not decoded."""
+
+    index: int
+    text: str
+    token_ids: Sequence[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprob] | None = None
+    cumulative_logprob: float | None = None
+
+
+class Step(msgspec.Struct):
+    """One output of the engine for one prompt, the `prompt_index`-th of the request.
+
+    `prompt_logprobs` comes once, with the first step: one entry per prompt token, None for the first.
+    """
+
+    deltas: list[Delta]
+    cached_tokens: int = 0
+    prompt_index: int = 0
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    unfinished_requests: int

@@ -1,0 +1,166 @@
+"""Engines on vLLM's `AsyncLLM`. This file and its `vllm_*` neighbours alone know vLLM."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import vllm.v1.engine.utils
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import tokens_input
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from tenuto.engine.forkserver import EngineContext, EngineProcess, first_line
+from tenuto.engine.types import EngineSpec, EngineStats, Prompt, Sampling, Step
+from tenuto.engine.vllm_errors import translated
+from tenuto.engine.vllm_params import sampling_params, step
+from tenuto.engine.vllm_prompts import VllmPrompts
+from tenuto.errors import CheckpointError, EngineStartError
+from tenuto.engine.fp8 import compressed_tensors_twin
+
+logger = logging.getLogger(__name__)
+# Without a KV budget vLLM takes a share of the whole host's memory and refuses a second engine.
+DEFAULT_CPU_KV_CACHE_BYTES = 256 << 20
+
+
+class VllmBackend:
+    """`tenuto.engine.base.Backend`. `context` is the fork server's, already started."""
+
+    def __init__(self, context: EngineContext, cache_dir: Path, drain_s: float) -> None:
+        self._context = context
+        self._cache_dir = cache_dir
+        self._drain_s = drain_s
+        self._starting = asyncio.Lock()
+        vllm.v1.engine.utils.get_mp_context = lambda: context
+
+    async def prompts(self, spec: EngineSpec) -> VllmPrompts:
+        return await asyncio.to_thread(self._prompts, spec)
+
+    async def engine(self, spec: EngineSpec) -> "VllmEngine":
+        # One at a time: vLLM measures memory while it starts, and the context knows one process.
+        async with self._starting:
+            return await asyncio.to_thread(self._start, spec)
+
+    def _prompts(self, spec: EngineSpec) -> VllmPrompts:
+        args = _common_args(spec) | {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
+        with _named(spec, "cannot render prompts"):
+            return VllmPrompts(AsyncEngineArgs(**args).create_engine_config(), spec.chat_template)
+
+    def _start(self, spec: EngineSpec) -> "VllmEngine":
+        began = time.monotonic()
+        with _named(spec, "did not start", self._context):
+            config = AsyncEngineArgs(**self._engine_args(spec)).create_engine_config()
+            configured = time.monotonic()
+            llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        logger.info(
+            "model %s: engine started in %.1f s (configuration %.1f s, process and weights %.1f s)",
+            spec.model_id,
+            time.monotonic() - began,
+            configured - began,
+            time.monotonic() - configured,
+        )
+        assert self._context.process is not None
+        return VllmEngine(llm, self._context.process)
+
+    def _engine_args(self, spec: EngineSpec) -> dict[str, Any]:
+        args = _common_args(spec) | {
+            "kv_cache_dtype": spec.kv_cache_dtype,
+            "scheduling_policy": "priority",
+            "shutdown_timeout": int(self._drain_s),
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        if spec.kv_cache_memory_bytes is not None:
+            args["kv_cache_memory_bytes"] = spec.kv_cache_memory_bytes
+        if current_platform.is_cpu():
+            args["model"] = str(_for_cpu(spec.checkpoint, self._cache_dir))
+            args.setdefault("kv_cache_memory_bytes", DEFAULT_CPU_KV_CACHE_BYTES)
+            args |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
+        return args | dict(spec.engine_args)
+
+
+class VllmEngine:
+    """`tenuto.engine.base.Engine` over one `AsyncLLM` and its engine process."""
+
+    def __init__(self, llm: AsyncLLM, process: EngineProcess) -> None:
+        self._llm = llm
+        self._process = process
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, request_id: str
+    ) -> AsyncGenerator[Step, None]:
+        blamed = sampling.constraint.param if sampling.constraint else None
+        with translated(blamed):
+            params = sampling_params(sampling)
+            rendered: Any = tokens_input(prompt.token_ids, cache_salt=sampling.cache_salt)
+            if sampling.constraint is not None:
+                rendered = await self._verified(rendered, params, request_id)
+            first = True
+            async with aclosing(self._llm.generate(rendered, params, request_id)) as outputs:
+                async for output in outputs:
+                    yield step(output, sampling, first=first)
+                    first = False
+
+    async def _verified(self, rendered: Any, params: Any, request_id: str) -> Any:
+        """vLLM verifies constraints while it processes a request: seconds for a hostile schema,
+        which must not stall the event loop."""
+        tasks = await self._llm.get_supported_tasks()
+        return await asyncio.to_thread(
+            self._llm.input_processor.process_inputs, request_id, rendered, params, tasks
+        )
+
+    async def wait_lost(self) -> None:
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        sentinel = self._process.sentinel
+        loop.add_reader(sentinel, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(sentinel)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(unfinished_requests=self._llm.get_num_unfinished_requests())
+
+    async def close(self, drain_s: float) -> None:
+        await asyncio.to_thread(self._llm.shutdown, drain_s)
+
+
+def _common_args(spec: EngineSpec) -> dict[str, Any]:
+    args: dict[str, Any] = {
+        "model": str(spec.checkpoint),
+        "served_model_name": spec.model_id,
+        "dtype": spec.dtype,
+        "quantization": spec.quantization,
+        "tensor_parallel_size": spec.tensor_parallel_size,
+        "pipeline_parallel_size": spec.pipeline_parallel_size,
+        "trust_remote_code": spec.trust_remote_code,
+    }
+    if spec.max_model_len is not None:
+        args["max_model_len"] = spec.max_model_len
+    return args
+
+
+def _for_cpu(checkpoint: Path, cache_dir: Path) -> Path:
+    """vLLM's CPU build has no kernel for `quant_method: fp8`, but one for compressed-tensors."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    if config.get("quantization_config", {}).get("quant_method") != "fp8":
+        return checkpoint
+    return compressed_tensors_twin(checkpoint, cache_dir / "fp8")
+
+
+@contextmanager
+def _named(spec: EngineSpec, what: str, context: EngineContext | None = None) -> Iterator[None]:
+    """Any failure to start becomes one line that names the model and the first cause."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        cause = (context.cause() if context else None) or first_line(error)
+        raise EngineStartError(f"model {spec.model_id}: {what}: {cause}") from None

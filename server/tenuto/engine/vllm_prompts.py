@@ -1,0 +1,80 @@
+"""Rendering, counting and decoding with vLLM's own renderer, without an engine or weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.inputs import TextPrompt as VllmText
+from vllm.inputs import TokensPrompt
+from vllm.renderers import ChatParams, TokenizeParams
+from vllm.renderers.registry import renderer_from_config
+
+from tenuto.engine.types import ChatPrompt, ModelFacts, Prompt, TextPrompt
+from tenuto.engine.vllm_errors import translated
+
+
+class VllmPrompts:
+    """`tenuto.engine.base.Prompts` for one model."""
+
+    def __init__(self, config: VllmConfig, chat_template: str | None) -> None:
+        model = config.model_config
+        self.facts = ModelFacts(
+            max_model_len=model.max_model_len,
+            vocab_size=model.get_vocab_size(),
+            quantization=model.quantization,
+        )
+        self._renderer = renderer_from_config(config)
+        self._chat_template = chat_template
+
+    async def chat(self, chat: ChatPrompt, *, bounded: bool = True) -> Prompt:
+        params = ChatParams(
+            chat_template=self._chat_template,
+            chat_template_kwargs={
+                **chat.template_kwargs,
+                "add_generation_prompt": chat.add_generation_prompt,
+                "continue_final_message": chat.continue_final_message,
+            },
+        )
+        with translated("messages"):
+            tokenize = self._tokenize_params(chat, self._renderer.default_chat_tok_params, bounded)
+            _, rendered = await self._renderer.render_chat_async([chat.messages], params, tokenize)
+        return Prompt(rendered[0]["prompt_token_ids"], rendered[0].get("prompt"))
+
+    async def text(self, text: TextPrompt, *, bounded: bool = True) -> Prompt:
+        with translated("prompt"):
+            tokenize = self._tokenize_params(text, self._renderer.default_cmpl_tok_params, bounded)
+            if isinstance(text.content, str):
+                prompt: Any = VllmText(prompt=text.content)
+            else:
+                self._renderer.validate_token_ids(text.content, parameter="prompt")
+                prompt = TokensPrompt(prompt_token_ids=text.content)
+            rendered = await self._renderer.render_cmpl_async([prompt], tokenize)
+        token_ids = rendered[0]["prompt_token_ids"]
+        whole = isinstance(text.content, str) and text.truncate_tokens is None
+        return Prompt(token_ids, str(text.content) if whole else None)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        with translated("tokens"):
+            self._renderer.validate_token_ids(token_ids, parameter="tokens")
+            rendered = await self._renderer.tokenize_prompt_async(
+                TokensPrompt(prompt_token_ids=list(token_ids)),
+                TokenizeParams(max_total_tokens=None, needs_detokenization=True),
+            )
+        return str(rendered["prompt"])
+
+    async def token_strings(self, token_ids: Sequence[int]) -> list[str]:
+        return list(self._renderer.get_tokenizer().convert_ids_to_tokens(list(token_ids)))
+
+    def _tokenize_params(
+        self, prompt: ChatPrompt | TextPrompt, default: TokenizeParams, bounded: bool
+    ) -> TokenizeParams:
+        return replace(
+            default,
+            max_total_tokens=self.facts.max_model_len if bounded else None,
+            # One token of context is kept for the answer when the prompt is truncated.
+            max_output_tokens=1 if bounded else 0,
+            add_special_tokens=prompt.add_special_tokens,
+            truncate_prompt_tokens=prompt.truncate_tokens,
+            truncation_side=prompt.truncation_side,
+        )

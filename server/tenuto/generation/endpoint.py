@@ -1,0 +1,90 @@
+"""The two endpoints side by side: what each does at every stage of the request's path."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tenuto.engine.base import Prompts
+from tenuto.engine.types import ModelFacts, Prompt
+from tenuto.errors import SystemPromptRejected
+from tenuto.generation.answer import chat_answer, completion_answer
+from tenuto.generation.frames import ChatFrames, CompletionFrames
+from tenuto.generation.translate import (
+    Plan,
+    chat_plan,
+    chat_prompt,
+    completion_plan,
+    text_prompts,
+)
+from tenuto.wire.bounds import Bounds
+from tenuto.wire.judge import judge_chat, judge_completion
+from tenuto.wire.requests import ChatRequest, CompletionRequest, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """`prompt_param` is the field that holds the prompt. `render` takes the registry's
+    `system_prompt` policy."""
+
+    route: str
+    kind: type[Any]
+    id_prefix: str
+    prompt_param: str
+    judge: Callable[[Any, Bounds], None]
+    plan: Callable[[Any, ModelFacts, Bounds], Plan]
+    render: Callable[[Any, Prompts, str], Awaitable[Sequence[Prompt]]]
+    answer: Callable[..., Any]
+    frames: Callable[..., Any]
+
+
+async def render_chat(
+    request: ChatRequest, prompts: Prompts, system_prompt: str, *, bounded: bool = True
+) -> list[Prompt]:
+    """Errors: `SystemPromptRejected`, `BadRequest`."""
+    if system_prompt == "reject" and any(map(_is_system, request.messages)):
+        raise SystemPromptRejected(request.model)
+    return [await prompts.chat(chat_prompt(request, system_prompt), bounded=bounded)]
+
+
+async def render_text(
+    request: CompletionRequest, prompts: Prompts, system_prompt: str
+) -> list[Prompt]:
+    """Errors: `BadRequest`."""
+    rendered = [await prompts.text(text) for text in text_prompts(request)]
+    if not request.echo:
+        return rendered
+    return [await _with_text(prompt, prompts) for prompt in rendered]
+
+
+async def _with_text(prompt: Prompt, prompts: Prompts) -> Prompt:
+    if prompt.text is not None:
+        return prompt
+    return replace(prompt, text=await prompts.detokenize(prompt.token_ids))
+
+
+def _is_system(message: Message) -> bool:
+    return message.role in ("system", "developer")
+
+
+CHAT = Endpoint(
+    route="/chat/completions",
+    kind=ChatRequest,
+    id_prefix="chatcmpl-",
+    prompt_param="messages",
+    judge=judge_chat,
+    plan=chat_plan,
+    render=render_chat,
+    answer=chat_answer,
+    frames=ChatFrames,
+)
+COMPLETION = Endpoint(
+    route="/completions",
+    kind=CompletionRequest,
+    id_prefix="cmpl-",
+    prompt_param="prompt",
+    judge=judge_completion,
+    plan=completion_plan,
+    render=render_text,
+    answer=completion_answer,
+    frames=CompletionFrames,
+)

@@ -1,0 +1,45 @@
+"""Where a checkpoint lies on this host. Nothing here opens a connection but `pull`."""
+
+import os
+from pathlib import Path
+
+from tenuto.errors import CheckpointError
+
+
+def is_directory_source(source: str) -> bool:
+    return source.startswith(("/", "./", "../", "~"))
+
+
+def locate(source: str, revision: str | None, beside: Path) -> Path | None:
+    """The directory of `source`, or None when its config.json is not on this host."""
+    if is_directory_source(source):
+        directory = beside / Path(source).expanduser()
+        return directory.resolve() if (directory / "config.json").is_file() else None
+    return _cached(source, revision)
+
+
+def pull(source: str, revision: str | None) -> Path:
+    """Downloads a repo's checkpoint to the local cache. Errors: `CheckpointError`."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        path = snapshot_download(source, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"])
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{source}: cannot be downloaded: {reason}") from None
+    return Path(path)
+
+
+def _cached(source: str, revision: str | None) -> Path | None:
+    """The snapshot in the Hugging Face cache whose download is complete."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    repo = hub / f"models--{source.replace('/', '--')}"
+    ref = repo / "refs" / (revision or "main")
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    if commit is None:
+        return None
+    snapshot = repo / "snapshots" / commit
+    complete = (snapshot / "config.json").is_file() and any(snapshot.glob("*.safetensors"))
+    return snapshot if complete else None

@@ -1,0 +1,208 @@
+"""`model_registry.yaml`: which models there are, and how each is served."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from tenuto.engine.arguments import engine_argument_names
+from tenuto.engine.types import EngineSpec
+from tenuto.errors import ConfigError, quoted
+from tenuto.models.checkpoint import is_directory_source, locate
+
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+# Fields of vLLM's that the server sets itself, and the registry key to use in their place.
+OWNED_ENGINE_ARGS = {
+    "model": "source",
+    "tokenizer": "source",
+    "served_model_name": "id",
+    "revision": "revision",
+    "max_model_len": "max_model_len",
+    "quantization": "quantization",
+    "dtype": "dtype",
+    "kv_cache_dtype": "kv_cache_dtype",
+    "kv_cache_memory_bytes": "gpu_memory",
+    "tensor_parallel_size": "tensor_parallel_size",
+    "pipeline_parallel_size": "pipeline_parallel_size",
+    "trust_remote_code": "trust_remote_code",
+    "scheduling_policy": "none: it is always priority",
+    "shutdown_timeout": "the setting drain_s",
+    "disable_log_stats": "none: the server has its own metrics",
+    "enable_log_requests": "none: prompts are never logged",
+}
+
+
+def bytes_of(text: Any) -> Any:
+    """`12GiB` as bytes; whole numbers are bytes already."""
+    if isinstance(text, str):
+        for unit, factor in reversed(UNITS.items()):
+            if text.endswith(unit):
+                return int(float(text.removesuffix(unit)) * factor)
+    return text
+
+
+Bytes = Annotated[int, BeforeValidator(bytes_of)]
+
+
+class Served(BaseModel):
+    """How a model is served; in `defaults:` for all, in an entry for one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    quantization: str | None = Field(None, description="vLLM's name; normally read from the model")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    kv_cache_dtype: str = Field("auto", description="`fp8` halves the KV cache")
+    max_model_len: int | None = Field(None, ge=1, description="context in tokens")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share each layer")
+    pipeline_parallel_size: int = Field(1, ge=1, description="GPU groups that share the layers")
+    gpu_memory: Bytes | None = Field(None, ge=1 << 20, description="KV-cache budget, e.g. 12GiB")
+    chat_template: str | None = Field(None, description="a Jinja file beside the registry")
+    system_prompt: Literal["native", "merge", "reject"] = "native"
+    load: Literal["eager", "on_demand"] = "on_demand"
+    license: str | None = None
+    trust_remote_code: bool = False
+    engine_args: dict[str, Any] = Field(default_factory=dict, description="vLLM's, by its names")
+
+
+class Entry(Served):
+    """One model. `directory` is where the registry file lies; relative paths start there."""
+
+    id: str = Field(min_length=1, description="the name that clients use; may hold `/`")
+    source: str = Field(min_length=1, description="a repo id, or a directory (./…, /…, ~/…)")
+    revision: str | None = None
+    aliases: tuple[str, ...] = ()
+    directory: Path = Field(exclude=True)
+
+    @cached_property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint's directory, or None when it is not on this host."""
+        return locate(self.source, self.revision, self.directory)
+
+    @property
+    def source_id(self) -> str:
+        """What the token counter names: never a path of this host."""
+        return self.id if is_directory_source(self.source) else self.source
+
+    @cached_property
+    def template_text(self) -> str | None:
+        if self.chat_template is None:
+            return None
+        return (self.directory / self.chat_template).read_text()
+
+    def spec(self) -> EngineSpec:
+        assert self.checkpoint is not None
+        return EngineSpec(
+            model_id=self.id,
+            checkpoint=self.checkpoint,
+            max_model_len=self.max_model_len,
+            quantization=self.quantization,
+            dtype=self.dtype,
+            kv_cache_dtype=self.kv_cache_dtype,
+            kv_cache_memory_bytes=self.gpu_memory,
+            tensor_parallel_size=self.tensor_parallel_size,
+            pipeline_parallel_size=self.pipeline_parallel_size,
+            chat_template=self.template_text,
+            trust_remote_code=self.trust_remote_code,
+            engine_args=self.engine_args,
+        )
+
+
+class Registry:
+    """All entries, by id and alias."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self.entries = {entry.id: entry for entry in entries}
+        self._by_name = {name: entry for entry in entries for name in (entry.id, *entry.aliases)}
+
+    def find(self, name: str) -> Entry | None:
+        return self._by_name.get(name)
+
+    def present(self) -> list[Entry]:
+        """The models whose checkpoint is on this host."""
+        return [entry for entry in self.entries.values() if entry.checkpoint is not None]
+
+
+def load_registry(path: Path) -> Registry:
+    """Errors: `ConfigError`, one line that names the model and the key."""
+    document = _document(path)
+    unknown = document.keys() - {"defaults", "models"}
+    if unknown:
+        raise ConfigError(f"{path.name}: unknown key {quoted(min(unknown))}")
+    defaults = document.get("defaults") or {}
+    rows = document.get("models") or []
+    if not isinstance(rows, list) or not isinstance(defaults, dict):
+        raise ConfigError(f"{path.name}: `defaults` must be a mapping and `models` a list")
+    entries = [_entry(path, defaults, row, position) for position, row in enumerate(rows)]
+    _refuse_duplicates(path, entries)
+    return Registry(entries)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path.name}: not valid YAML{where}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path.name}: must hold a mapping with `models`")
+    return document
+
+
+def _entry(path: Path, defaults: dict[str, Any], row: Any, position: int) -> Entry:
+    name = row.get("id") if isinstance(row, dict) else None
+    where = f"{path.name}: model {quoted(name)!r}" if name else f"{path.name}: model {position + 1}"
+    if not isinstance(row, dict):
+        raise ConfigError(f"{where}: must be a mapping")
+    if "directory" in row:
+        raise ConfigError(f"{where}: key `directory`: unknown key")
+    try:
+        entry = Entry(**(defaults | row), directory=path.resolve().parent)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            raise ConfigError(f"{where}: key `{quoted(key)}`: unknown key") from None
+        raise ConfigError(
+            f"{where}: key `{key}`: {detail['msg']}, got {quoted(detail['input'])}"
+        ) from None
+    _judge_files(where, entry)
+    _judge_engine_args(where, entry)
+    return entry
+
+
+def _judge_files(where: str, entry: Entry) -> None:
+    if is_directory_source(entry.source) and entry.checkpoint is None:
+        raise ConfigError(f"{where}: key `source`: no checkpoint in directory {entry.source}")
+    template = entry.chat_template
+    if template is not None and not (entry.directory / template).is_file():
+        raise ConfigError(f"{where}: key `chat_template`: no file {template}")
+
+
+def _judge_engine_args(where: str, entry: Entry) -> None:
+    for name in entry.engine_args:
+        if name in OWNED_ENGINE_ARGS:
+            raise ConfigError(
+                f"{where}: key `engine_args.{name}`: use instead: {OWNED_ENGINE_ARGS[name]}"
+            )
+        known = engine_argument_names()
+        if known is not None and name not in known:
+            raise ConfigError(
+                f"{where}: key `engine_args.{quoted(name)}`: vLLM has no such argument"
+            )
+
+
+def _refuse_duplicates(path: Path, entries: list[Entry]) -> None:
+    seen: dict[str, str] = {}
+    for entry in entries:
+        for key, name in [("id", entry.id), *(("aliases", alias) for alias in entry.aliases)]:
+            if name in seen:
+                raise ConfigError(
+                    f"{path.name}: model {entry.id!r}: key `{key}`: {name!r} already names "
+                    f"{seen[name]!r}"
+                )
+            seen[name] = entry.id

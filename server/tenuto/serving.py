@@ -1,0 +1,80 @@
+"""The serving process: one listener, and an end that loses no request."""
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from tenuto.api.services import Services
+from tenuto.errors import ConfigError, TenutoError
+
+logger = logging.getLogger(__name__)
+CLOSE_CONNECTIONS_S = 5
+SAME_SIGNAL_S = 1
+
+
+class Server(uvicorn.Server):
+    """uvicorn closes its listener on the first signal; this one keeps answering 503 while the
+    running requests finish, then closes. A second signal ends at once."""
+
+    def __init__(self, app: FastAPI, services: Services, drain_s: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=CLOSE_CONNECTIONS_S,
+            )
+        )
+        self.failed = False
+        self._signalled_s = 0.0
+        self._services = services
+        self._drain_s = drain_s
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._services.gate.draining:
+            # Supervisors such as timeout(1) signal the process and its group in one breath.
+            self.should_exit = self.force_exit = now - self._signalled_s > SAME_SIGNAL_S
+            return
+        self._signalled_s = now
+        self._services.gate.draining = True
+        logger.info("%s: draining, at most %g s", signal.Signals(sig).name, self._drain_s)
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(self._start_draining)
+
+    def fail(self, error: TenutoError) -> None:
+        logger.error("%s", error.message)
+        self.failed = True
+        self.should_exit = True
+
+    def _start_draining(self) -> None:
+        self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        if not await self._services.gate.drain(self._drain_s):
+            logger.warning("requests still ran after %g s and are ended", self._drain_s)
+        # Engines first: a stream that is cut this way ends with an error event.
+        await self._services.pool.close(0)
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket that no child process inherits. Errors: `ConfigError`."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error}") from None
+
+
+def address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

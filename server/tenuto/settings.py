@@ -1,0 +1,38 @@
+"""Every setting once: its name, default, unit and help. The only reader of the environment."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tenuto.wire.bounds import Bounds
+
+
+class Settings(BaseSettings):
+    """Each is `TENUTO_<NAME>` in the environment; `tenuto serve` has flags for the first ones."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TENUTO_", env_nested_delimiter="__", frozen=True, extra="ignore"
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    registry: Path | None = Field(
+        None, description="registry file; else ./model_registry.yaml, else the demo's own"
+    )
+    models: str | None = Field(
+        None, description="ids to load, separated by commas; else every `load: eager` model"
+    )
+    api_key_file: Path | None = Field(None, description="file with one API key per line")
+    admin_key_file: Path | None = Field(None, description="file with one admin key per line")
+    no_auth: bool = Field(False, description="allow an open server on any address")
+    cors_origins: list[str] = Field(default=[], description="origins that browsers may call from")
+    strict_params: bool = Field(False, description="refuse parameters that nothing acts upon")
+    drain_s: float = Field(30, ge=0, description="seconds that running requests get at shutdown")
+    keep_alive_s: float = Field(15, gt=0, description="seconds of silence before an SSE comment")
+    cache_dir: Path = Field(
+        Path("~/.cache/tenuto"), description="folder for rewritten checkpoints"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
+    bounds: Bounds = Field(default=Bounds(), description="limits of a request")
