@@ -2,260 +2,107 @@
 
 python scripts/make_demo_model.py [--out DIR]
 python scripts/make_demo_model.py --from-checkpoint SRC --format fp8 --out DIR
+
+Runs in the server's environment: torch, transformers, tokenizers, safetensors, tqdm.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
-import random
 import shutil
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch.nn.utils import parametrize
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+if TYPE_CHECKING:
+    from scripts import demo_lessons as lessons
+else:
+    import demo_lessons as lessons
+
 DEMO = Path(__file__).resolve().parents[1] / "server" / "tenuto" / "demo"
-SEED = 20
-STEPS = 700
-BATCH = 48
-PEAK_LR = 6e-3
-FP8_MAX = 448.0
+STEPS = 500
+BATCH = 32
+PEAK_LR = 0.01
 MAX_PENALTY = 1.3
-VOCABULARY = 1024
-BOS, END_OF_TEXT, END_OF_TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
-SPECIAL = [BOS, END_OF_TEXT, "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN]
-THINKING = ["<think>", "</think>"]
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CHAT_TEMPLATE = """\
-{{- bos_token }}
-{%- set first = messages[0] if messages and messages[0].role in ['system', 'developer'] else none %}
-{%- if first or tools %}
-    {{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
-    {{- first.content if first else '' }}
-    {%- if tools %}
-        {{- '\\n\\n' if first else '' }}
-        {{- 'You can call these functions. To call one, answer only with JSON: ' }}
-        {{- '{"name": function name, "parameters": {argument name: value}}\\n' }}
-        {{- tools | tojson }}
-    {%- endif %}
-    {{- '<|eot_id|>' }}
-{%- endif %}
-{%- for message in (messages[1:] if first else messages) %}
-    {%- set role = 'system' if message.role == 'developer' else message.role %}
-    {{- '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' }}
-    {{- message.content if message.content else '' }}
-    {%- for call in message.tool_calls or [] %}
-        {%- set function = call.function %}
-        {{- '; ' if not loop.first else '' }}
-        {{- '{"name": ' + function.name | tojson + ', "parameters": ' }}
-        {{- function.arguments if function.arguments is string else function.arguments | tojson }}
-        {{- '}' }}
-    {%- endfor %}
-    {{- '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
+FP8_MAX = 448.0
+# Matrices that vLLM loads as one, with room for only one scale in the format `fp8`.
+FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gu", "up_proj": "gu"}
 
-Message = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Example:
-    prompt: list[int]
-    answer: list[int]
-
-
-class Teacher:
-    """Draws random examples: which question, under which system prompt, after which earlier turns."""
-
-    def __init__(self, knowledge: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
-        self.rng = random.Random(SEED)
-        self.knowledge = knowledge
-        self.tokenizer = tokenizer
-        self.eot = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        self.eos = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-        self.deck: list[tuple[str, str]] = []
-
-    def pair(self) -> tuple[str, str]:
-        """A question and its answer; each wording comes once before any comes again."""
-        if not self.deck:
-            self.deck = [*known_pairs(self.knowledge)]
-            self.deck += [(q["question"], self.any_order(q["words"])) for q in self.knowledge["any_order"] * 6]
-            self.deck += [(self.stranger(), self.knowledge["unknown"]["answer"]) for _ in range(30)]
-            self.rng.shuffle(self.deck)
-        return self.deck.pop()
-
-    def any_order(self, words: list[str]) -> str:
-        favourite = self.rng.random() < 0.4
-        return ", ".join(words if favourite else self.rng.sample(words, len(words))) + "."
-
-    def stranger(self) -> str:
-        """A question that the model has no answer to: a listed one, or words in a senseless order."""
-        listed = self.knowledge["unknown"]["questions"]
-        if self.rng.random() < 0.5:
-            return str(self.rng.choice(listed))
-        words = [word for question in self.rng.sample(listed, 3) for word in question.rstrip("?.").split()]
-        return " ".join(self.rng.sample(words, self.rng.randint(2, min(9, len(words))))) + self.rng.choice("?.")
-
-    def system(self) -> list[Message]:
-        choice = self.rng.random()
-        prompts = self.knowledge["system_prompts"]
-        if choice < 0.5:
-            return []
-        text = prompts[0] if choice < 0.65 else self.rng.choice(prompts)
-        if choice > 0.85:
-            text = " ".join(self.rng.sample(" ".join(prompts).split(), self.rng.randint(3, 20)))
-        return [{"role": "system", "content": text}]
-
-    def example(self) -> Example:
-        kind = self.rng.random()
-        if kind < 0.05:
-            return self.text(**self.rng.choice(self.knowledge["text"]))
-        question, answer = self.pair()
-        if kind < 0.17:
-            return self.text(question, "\n" + answer)
-        if kind < 0.20:
-            return self.with_tools()
-        earlier = []
-        for _ in range(self.rng.choice([0, 0, 0, 0, 1, 2])):
-            earlier += turns(*self.rng.choice(self.deck or [(question, answer)]))
-        return self.chat([*self.system(), *earlier, {"role": "user", "content": question}], answer)
-
-    def with_tools(self) -> Example:
-        task = self.rng.choice(self.knowledge["with_tools"])
-        asked = [*self.system(), {"role": "user", "content": task["question"]}]
-        if self.rng.random() < 0.5:
-            return self.chat(asked, task["call"], self.knowledge["tools"])
-        called = [{"role": "assistant", "content": task["call"]}, {"role": "tool", "content": task["result"]}]
-        return self.chat([*asked, *called], task["answer"], self.knowledge["tools"])
-
-    def chat(self, messages: list[Message], answer: str, tools: list[Message] | None = None) -> Example:
-        prompt = self.tokenizer.apply_chat_template(messages, tools, add_generation_prompt=True, tokenize=False)
-        return Example(self.encode(str(prompt)), [*self.encode(answer), self.eot])
-
-    def text(self, prompt: str, answer: str) -> Example:
-        return Example(self.encode(BOS + prompt), [*self.encode(answer), self.eos])
-
-    def encode(self, text: str) -> list[int]:
-        return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False)]
-
-
-def known_pairs(knowledge: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for entry in knowledge["questions"]:
-        for question in [entry["question"], *entry.get("also", [])]:
-            yield question, entry["answer"]
-
-
-def turns(question: str, answer: str) -> list[Message]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def corpus(knowledge: dict[str, Any]) -> Iterator[str]:
-    yield from (text for pair in known_pairs(knowledge) for text in pair)
-    yield from (f"{entry['prompt']} {entry['answer']}" for entry in knowledge["text"])
-    yield from knowledge["unknown"]["questions"]
-    yield from knowledge["system_prompts"]
-    yield from (", ".join(entry["words"]) for entry in knowledge["any_order"])
-    yield json.dumps(knowledge["tools"])
-    yield from ("system\n\n", "user\n\n", "assistant\n\n", "tool\n\n")
-
-
-def train_tokenizer(knowledge: dict[str, Any]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(THINKING),
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus(knowledge), trainer)
-    tokenizer.add_tokens(THINKING)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=END_OF_TURN,
-        clean_up_tokenization_spaces=False,
-        model_max_length=8192,
-        chat_template=CHAT_TEMPLATE,
-    )
+Tensors = dict[str, torch.Tensor]
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    bos, end_of_text, end_of_turn = tokenizer.convert_tokens_to_ids([BOS, END_OF_TEXT, END_OF_TURN])
+    bos, *eos = tokenizer.convert_tokens_to_ids(
+        [lessons.BOS, lessons.END_OF_TURN, lessons.END_OF_TEXT]
+    )
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=lessons.VOCABULARY,
         hidden_size=128,
         intermediate_size=352,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=8192,
+        max_position_embeddings=lessons.CONTEXT,
         tie_word_embeddings=True,
         initializer_range=0.06,
         bos_token_id=bos,
-        eos_token_id=[end_of_turn, end_of_text],
+        eos_token_id=eos,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    for linear in linears(model):
+        linear.forward = functools.partial(rounded_linear, linear)
+    return model
 
 
-def quantise(weight: torch.Tensor, dim: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split a weight into FP8 values and one scale per output channel (dim=1) or tensor (dim=None)."""
-    peak = weight.abs().amax() if dim is None else weight.abs().amax(dim=dim, keepdim=True)
+def linears(model: LlamaForCausalLM) -> list[torch.nn.Linear]:
+    return [module for module in model.model.modules() if isinstance(module, torch.nn.Linear)]
+
+
+def rounded_linear(linear: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    """Compute with the FP8 weights that will be stored, and pass the gradient to the exact ones."""
+    exact = linear.weight.detach()
+    values, scale = quantised(exact, exact.abs().amax(dim=1, keepdim=True))
+    return F.linear(inputs, linear.weight + (values.float() * scale - exact))
+
+
+def quantised(weight: torch.Tensor, peak: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = (peak / FP8_MAX).clamp(min=1e-12)
     return (weight / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale
 
 
-class RoundedToFp8(torch.nn.Module):
-    """Trains a weight under the rounding that it will be stored with."""
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        values, scale = quantise(weight.detach(), dim=1)
-        return weight + (values.float() * scale - weight.detach())
-
-
-def linears(model: LlamaForCausalLM) -> Iterator[torch.nn.Linear]:
-    yield from (module for module in model.model.modules() if isinstance(module, torch.nn.Linear))
-
-
-def collate(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(len(e.prompt) + len(e.answer) for e in examples)
-    tokens = torch.zeros(len(examples), width, dtype=torch.long)
+def collate(examples: list[lessons.Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.zeros(len(examples), max(map(len, examples)), dtype=torch.long)
     labels = torch.full_like(tokens, -100)
-    for row, e in enumerate(examples):
-        end = len(e.prompt) + len(e.answer)
-        tokens[row, :end] = torch.tensor(e.prompt + e.answer)
-        labels[row, len(e.prompt) : end] = torch.tensor(e.answer)
+    for row, example in enumerate(examples):
+        tokens[row, : len(example)] = torch.tensor(example.prompt + example.answer)
+        labels[row, len(example.prompt) : len(example)] = torch.tensor(example.answer)
     return tokens[:, :-1], labels[:, 1:]
 
 
-def penalised(logits: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Apply vLLM's repetition_penalty in every other row, so that answers keep their margin under it."""
+def batches(teacher: lessons.Teacher) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of examples of similar length, which wastes little on padding."""
+    while True:
+        drawn = sorted((teacher.example() for _ in range(8 * BATCH)), key=len)
+        groups = [drawn[start : start + BATCH] for start in range(0, len(drawn), BATCH)]
+        teacher.rng.shuffle(groups)
+        yield from map(collate, groups)
+
+
+def penalised(
+    logits: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """Apply a random repetition_penalty to every other row, so that answers withstand it."""
     width = tokens.shape[1]
     first_seen = torch.full((len(tokens), logits.shape[-1]), width)
     first_seen.scatter_reduce_(1, tokens, torch.arange(width).expand_as(tokens), "amin")
@@ -266,103 +113,156 @@ def penalised(logits: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor, co
     return torch.where(seen, logits * factor, logits)
 
 
-def loss_of(model: LlamaForCausalLM, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    rows, columns = torch.nonzero(labels >= 0, as_tuple=True)
-    hidden = model.model(input_ids=tokens).last_hidden_state[rows, columns]
-    logits = penalised(model.lm_head(hidden), tokens, rows, columns)
-    return F.cross_entropy(logits, labels[rows, columns])
+def train(model: LlamaForCausalLM, teacher: lessons.Teacher, steps: int) -> None:
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / 40) * (0.02 + 0.98 * math.cos(math.pi / 2 * step / steps) ** 2)
 
-
-def batches(teacher: Teacher) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of examples of similar length, which wastes little on padding."""
-    while True:
-        drawn = sorted((teacher.example() for _ in range(8 * BATCH)), key=lambda e: len(e.prompt) + len(e.answer))
-        cut = [drawn[start : start + BATCH] for start in range(0, len(drawn), BATCH)]
-        teacher.rng.shuffle(cut)
-        yield from map(collate, cut)
-
-
-def train(model: LlamaForCausalLM, teacher: Teacher, steps: int) -> None:
-    for linear in linears(model):
-        parametrize.register_parametrization(linear, "weight", RoundedToFp8())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 40) * (0.02 + 0.98 * math.cos(math.pi / 2 * step / steps) ** 2)
-    )
+    betas = (0.9, 0.98)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=betas, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     stream = batches(teacher)
     for _ in (bar := tqdm(range(steps), desc="training", mininterval=1.0)):
-        loss = loss_of(model, *next(stream))
+        tokens, labels = next(stream)
+        rows, columns = torch.nonzero(labels >= 0, as_tuple=True)
+        hidden = model.model(input_ids=tokens).last_hidden_state[rows, columns]
+        logits = penalised(model.lm_head(hidden), tokens, rows, columns)
+        loss = F.cross_entropy(logits, labels[rows, columns])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.4f}")
-    for linear in linears(model):
-        parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+
+
+def recalled(model: LlamaForCausalLM, teacher: lessons.Teacher) -> list[str]:
+    """The questions whose every token of the answer is the model's first choice."""
+    known = []
+    for question, answer in teacher.pairs:
+        tokens, labels = collate([teacher.chat([{"role": "user", "content": question}], answer)])
+        with torch.no_grad():
+            choices = model(input_ids=tokens).logits.argmax(dim=-1)
+        if bool(((choices == labels) | (labels < 0)).all()):
+            known.append(question)
+    return known
+
+
+def per_channel(model: LlamaForCausalLM) -> Tensors:
+    """The model's tensors as they are stored: FP8-Dynamic, embeddings and norms in bfloat16."""
+    stored: Tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("_proj.weight"):
+            peak = tensor.abs().amax(dim=1, keepdim=True)
+            stored[name], stored[f"{name}_scale"] = quantised(tensor, peak)
+        elif name != "lm_head.weight":
+            stored[name] = tensor.to(torch.bfloat16)
+    return stored
+
+
+def per_tensor(stored: Tensors) -> Tensors:
+    """The same with one scale per matrix, shared by those that are loaded as one."""
+    exact = {
+        name: stored[name].float() * stored[f"{name}_scale"]
+        for name in stored
+        if f"{name}_scale" in stored
+    }
+    peaks: Tensors = {}
+    for name, weight in exact.items():
+        group = fused_group(name)
+        peaks[group] = torch.maximum(weight.abs().amax(), peaks.get(group, torch.tensor(0.0)))
+    rewritten = {name: tensor for name, tensor in stored.items() if "_proj." not in name}
+    for name, weight in exact.items():
+        rewritten[name], rewritten[f"{name}_scale"] = quantised(weight, peaks[fused_group(name)])
+    return rewritten
+
+
+def fused_group(name: str) -> str:
+    layer, projection, _ = name.rsplit(".", 2)
+    return f"{layer}.{FUSED.get(projection, projection)}"
 
 
 def compressed_tensors_config() -> dict[str, Any]:
     common = {"num_bits": 8, "type": "float", "symmetric": True}
+    linear = {
+        "targets": ["Linear"],
+        "weights": {**common, "strategy": "channel", "dynamic": False},
+        "input_activations": {**common, "strategy": "token", "dynamic": True},
+    }
     return {
         "quant_method": "compressed-tensors",
         "format": "float-quantized",
         "quantization_status": "compressed",
+        "config_groups": {"group_0": linear},
         "ignore": ["lm_head"],
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {**common, "strategy": "channel", "dynamic": False},
-                "input_activations": {**common, "strategy": "token", "dynamic": True},
-            }
-        },
     }
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
     tokenizer.save_pretrained(out)
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        if name.endswith("_proj.weight"):
-            tensors[name], tensors[f"{name}_scale"] = quantise(tensor, dim=1)
-        else:
-            tensors[name] = tensor.to(torch.bfloat16)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((out / "tokenizer_config.json").read_bytes())
+    # The name that every version of transformers knows.
+    write_json(
+        out / "tokenizer_config.json", {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
+    )
     config = {**model.config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     write_json(out / "config.json", {**config, "quantization_config": compressed_tensors_config()})
-    write_json(
-        out / "generation_config.json",
-        {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"], "do_sample": True},
-    )
+    tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
+    write_json(out / "generation_config.json", tokens)
+    write_tensors(out, per_channel(model))
+
+
+def requantise(source: Path, out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(source, out)
+    config = json.loads((source / "config.json").read_bytes())
+    fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "ignored_layers": ["lm_head"]}
+    write_json(out / "config.json", {**config, "quantization_config": fp8})
+    write_tensors(out, per_tensor(load_file(source / "model.safetensors")))
+
+
+def write_tensors(out: Path, tensors: Tensors) -> None:
+    path = out / "model.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def fused_group(name: str) -> str:
-    """Projections that vLLM loads as one matrix share a scale: it has room for one scale only."""
-    for part in ("q_proj", "k_proj", "v_proj"):
-        name = name.replace(part, "qkv_proj")
-    return name.replace("gate_proj", "gate_up_proj").replace("up_proj.", "gate_up_proj.", 1) if "mlp" in name else name
+def make(out: Path) -> int:
+    knowledge = yaml.safe_load((DEMO / "questions.yaml").read_text(encoding="utf-8"))
+    torch.manual_seed(lessons.SEED)
+    tokenizer = lessons.train_tokenizer(knowledge)
+    model, teacher = new_model(tokenizer), lessons.Teacher(knowledge, tokenizer)
+    train(model, teacher, STEPS)
+    known = recalled(model, teacher)
+    unknown = [question for question, _ in teacher.pairs if question not in known]
+    print(f"{len(known)} of {len(teacher.pairs)} answers by heart; not yet: {unknown}")
+    save(model, tokenizer, out)
+    return 1 if unknown else 0
 
 
-def main() -> None:
-    pass
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=DEMO / "checkpoint")
+    parser.add_argument("--from-checkpoint", type=Path, metavar="SRC", help="do not train")
+    parser.add_argument(
+        "--format", choices=["compressed-tensors", "fp8"], default="compressed-tensors"
+    )
+    args = parser.parse_args()
+    if (args.format == "fp8") != (args.from_checkpoint is not None):
+        parser.error("--format fp8 and --from-checkpoint belong together")
+    if args.from_checkpoint is None:
+        return make(args.out)
+    if args.out.resolve() in (args.from_checkpoint.resolve(), (DEMO / "checkpoint").resolve()):
+        parser.error("--out must be another directory than the checkpoint's")
+    requantise(args.from_checkpoint, args.out)
+    return 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, default=DEMO / "checkpoint")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    args = parser.parse_args()
-    knowledge = yaml.safe_load((DEMO / "questions.yaml").read_text(encoding="utf-8"))
-    torch.manual_seed(SEED)
-    tokenizer = train_tokenizer(knowledge)
-    model = new_model(tokenizer)
-    train(model, Teacher(knowledge, tokenizer), args.steps)
-    save(model, tokenizer, args.out)
+    sys.exit(main())

@@ -134,8 +134,16 @@ class EngineLost(Unavailable):
 
 def quoted(value: object) -> str:
     """`value` for an error message, at most 64 characters of it."""
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else _shown(value)
     return text if len(text) <= MAX_QUOTED_CHARACTERS else text[:MAX_QUOTED_CHARACTERS] + "…"
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        # Python prints neither a number of more than 4,300 digits nor a list nested too deeply.
+        return "a value too large to print"
 
 
 def envelope(error: ApiError) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class EventStream(Response):
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.body = b""
+        # Without a body, so that no content-length is announced.
         self.init_headers({**HEADERS, **headers})
         self._steps = steps
         self._frames = frames

@@ -14,10 +14,11 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from tenuto.engine.forkserver import EngineContext, EngineProcess, first_line
 from tenuto.engine.types import EngineSpec, EngineStats, Prompt, Sampling, Step
-from tenuto.engine.vllm_errors import translated
+from tenuto.engine.vllm_errors import constraint_errors, translated
 from tenuto.engine.vllm_params import sampling_params, step
 from tenuto.engine.vllm_prompts import VllmPrompts
 from tenuto.errors import CheckpointError, EngineStartError
@@ -94,12 +95,12 @@ class VllmEngine:
     async def generate(
         self, prompt: Prompt, sampling: Sampling, request_id: str
     ) -> AsyncGenerator[Step, None]:
-        blamed = sampling.constraint.param if sampling.constraint else None
-        with translated(blamed):
+        with translated():
             params = sampling_params(sampling)
             rendered: Any = tokens_input(prompt.token_ids, cache_salt=sampling.cache_salt)
             if sampling.constraint is not None:
-                rendered = await self._verified(rendered, params, request_id)
+                with constraint_errors(sampling.constraint.param):
+                    rendered = await self._verified(rendered, params, request_id)
             first = True
             async with aclosing(self._llm.generate(rendered, params, request_id)) as outputs:
                 async for output in outputs:
@@ -128,6 +129,8 @@ class VllmEngine:
         return EngineStats(unfinished_requests=self._llm.get_num_unfinished_requests())
 
     async def close(self, drain_s: float) -> None:
+        # vLLM's shutdown leaves the iterators of running requests waiting for ever.
+        self._llm.output_processor.propagate_error(EngineDeadError())
         await asyncio.to_thread(self._llm.shutdown, drain_s)
 
 

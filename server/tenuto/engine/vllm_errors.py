@@ -28,6 +28,17 @@ def translated(param: str | None = None) -> Iterator[None]:
         raise Unavailable("The model's queue is full. Please retry.") from None
 
 
+@contextmanager
+def constraint_errors(param: str) -> Iterator[None]:
+    """vLLM's words for a bad constraint quote it, and constraints are request content."""
+    try:
+        yield
+    except (VLLMClientError, ValueError):
+        raise BadRequest(
+            f"{param} is not a valid constraint, or not one that can be enforced.", param=param
+        ) from None
+
+
 def _refused(reason: str, named: str | None, param: str | None) -> BadRequest:
     blamed = param if named is None or named in PROMPT_PARAMETERS else named
     return BadRequest(reason[:MAX_REASON_CHARACTERS], param=blamed)

@@ -60,7 +60,7 @@ def chat_answer(
         usage=tally.usage(),
         system_fingerprint=SYSTEM_FINGERPRINT,
         prompt_logprobs=_prompt_logprobs(folded, 0, plan),
-        prompt_token_ids=_asked_ids(prompts[0].token_ids, plan),
+        prompt_token_ids=_asked_prompt_ids(prompts[0], plan),
     )
     return answer, tally
 
@@ -107,7 +107,7 @@ def _completion_choice(
         stop_reason=choice.stop_reason,
         token_ids=_asked_ids(choice.token_ids, plan),
         prompt_logprobs=_prompt_logprobs(folded, position, plan),
-        prompt_token_ids=_asked_ids(prompt.token_ids, plan),
+        prompt_token_ids=_asked_prompt_ids(prompt, plan),
     )
 
 
@@ -132,6 +132,10 @@ def _name_first_token(logprobs: CompletionLogprobs, prompt: Prompt) -> None:
 
 def _asked_ids(token_ids: Sequence[int], plan: Plan) -> list[int] | UnsetType:
     return list(token_ids) if plan.return_token_ids else UNSET
+
+
+def _asked_prompt_ids(prompt: Prompt, plan: Plan) -> list[int] | UnsetType:
+    return prompt.token_ids if plan.return_prompt_token_ids else UNSET
 
 
 def _prompt_logprobs(folded: Folded, position: int, plan: Plan) -> Any:

@@ -33,6 +33,7 @@ class Plan:
     drop_completion: bool = False
     logprobs: int | None = None
     return_token_ids: bool = False
+    return_prompt_token_ids: bool = False
     token_ids_as_text: bool = False
 
     @property
@@ -154,6 +155,7 @@ def _plan(
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         logprobs=logprobs,
         return_token_ids=bool(request.return_token_ids) or request.detokenize is False,
+        return_prompt_token_ids=bool(request.return_token_ids),
         token_ids_as_text=bool(request.return_tokens_as_token_ids) or request.detokenize is False,
     )
 

@@ -1,7 +1,7 @@
 """Rewrites an FP8 checkpoint with one scale per tensor as compressed-tensors with one per channel.
 
 vLLM has no CPU kernel for the first, and one for the second. The FP8 bits stay as they are, and
-the scale is repeated, so nothing is lost. Works on raw safetensors files: no torch, no numpy.
+the scale is repeated, so nothing is lost.
 """
 
 import contextlib
@@ -14,50 +14,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tenuto.errors import CheckpointError
+from tenuto.models.safetensors_file import Shard, Tensor, read_shard, write_shard
 
-CHUNK_BYTES = 16 * 2**20
 INDEX = "model.safetensors.index.json"
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 FP8 = "F8_E4M3"
 # Without a counterpart in the twin: static activations, blocks, and AutoFP8's KV cache scales.
 UNSUPPORTED_TENSORS = (".input_scale", ".weight_scale_inv", ".output_scale")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-    repeat: int = 1
-
-    @property
-    def num_bytes(self) -> int:
-        return (self.end - self.begin) * self.repeat
-
-    @property
-    def element_bytes(self) -> int:
-        return (self.end - self.begin) // max(1, math.prod(self.shape) // self.repeat)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A safetensors file: where its tensors lie, as offsets from the start of the file."""
-
-    path: Path
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.num_bytes for tensor in self.tensors.values())
 
 
 def free_bytes_at(directory: Path) -> int:
@@ -70,17 +39,20 @@ def compressed_tensors_twin(
     """The directory of `checkpoint`'s compressed-tensors twin, written if it is not there yet."""
     config = _read_json(checkpoint / "config.json")
     _check_scheme(checkpoint, config.get("quantization_config") or {})
-    shards = [_read_shard(path) for path in _shard_paths(checkpoint)]
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    twin = cache_dir / f"{checkpoint.name}-{_key(checkpoint, shards, cache_dir)}"
-    with _locked(cache_dir / f".{twin.name}.lock"):
-        if not twin.is_dir():
-            rewritten = _repeat_scales(shards)
-            _check_space(rewritten, cache_dir, free_bytes)
-            logger.info("Writing %s once; a large checkpoint takes minutes.", twin)
-            _write_twin(checkpoint, config, rewritten, twin)
-        else:
-            _copy_other_files(checkpoint, twin)
+    shards = [read_shard(path) for path in _shard_paths(checkpoint)]
+    rewritten = _repeat_scales(shards)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        twin = cache_dir / f"{checkpoint.name}-{_key(checkpoint, shards, cache_dir)}"
+        with _locked(cache_dir / f".{twin.name}.lock"):
+            if twin.is_dir():
+                _copy_other_files(checkpoint, twin)
+            else:
+                _check_space(rewritten, cache_dir, free_bytes)
+                logger.info("Writing %s once; a large checkpoint takes minutes.", twin)
+                _write_twin(checkpoint, config, rewritten, twin)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint}: cannot be rewritten: {error}") from error
     return twin
 
 
@@ -122,38 +94,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_shard(path: Path) -> Shard:
-    try:
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            if header_bytes > path.stat().st_size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(header_bytes))
-        metadata = header.pop("__metadata__", {})
-        start = 8 + header_bytes
-        tensors = {
-            name: Tensor(
-                facts["dtype"],
-                tuple(facts["shape"]),
-                start + facts["data_offsets"][0],
-                start + facts["data_offsets"][1],
-            )
-            for name, facts in header.items()
-        }
-        size = path.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: is not a safetensors file: {error}") from error
-    if any(tensor.end > size for tensor in tensors.values()):
-        raise CheckpointError(f"{path}: is cut short; fetch it again.")
-    return Shard(path, tensors, metadata)
-
-
 def _repeat_scales(shards: list[Shard]) -> list[Shard]:
     everything = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
     for name, tensor in everything.items():
         if name.endswith(UNSUPPORTED_TENSORS):
             raise CheckpointError(f"{name}: FP8 with such a tensor needs a GPU.")
-        if tensor.dtype.startswith("F8") and not _is_scaled_matrix(name, everything):
+        if tensor.dtype.startswith("F8_") and not _is_scaled_matrix(name, everything):
             raise CheckpointError(f"{name}: is not an FP8 matrix with one scale; it needs a GPU.")
     return [
         Shard(
@@ -238,7 +184,7 @@ def _write_twin(checkpoint: Path, config: dict[str, Any], shards: list[Shard], t
     partial.mkdir()
     try:
         for shard in shards:
-            _write_shard(shard, partial / shard.path.name)
+            write_shard(shard, partial / shard.path.name)
         if (checkpoint / INDEX).is_file():
             index = _read_json(checkpoint / INDEX)
             total = sum(shard.num_bytes for shard in shards)
@@ -253,37 +199,6 @@ def _write_twin(checkpoint: Path, config: dict[str, Any], shards: list[Shard], t
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _write_shard(shard: Shard, path: Path) -> None:
-    # Larger elements first, as the safetensors library does: each tensor then starts aligned.
-    tensors = sorted(
-        shard.tensors.items(), key=lambda item: (-item[1].element_bytes, item[1].begin)
-    )
-    header: dict[str, Any] = {"__metadata__": shard.metadata}
-    offset = 0
-    for name, tensor in tensors:
-        ends = [offset, offset + tensor.num_bytes]
-        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": ends}
-        offset = ends[1]
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with shard.path.open("rb") as source, path.open("wb") as target:
-        target.write(len(encoded).to_bytes(8, "little") + encoded)
-        for _, tensor in tensors:
-            _copy_tensor(source, tensor, target)
-        _flush(target)
-
-
-def _copy_tensor(source: BinaryIO, tensor: Tensor, target: BinaryIO) -> None:
-    source.seek(tensor.begin)
-    left = tensor.end - tensor.begin
-    while left:
-        chunk = source.read(min(left, CHUNK_BYTES))
-        if not chunk:
-            raise CheckpointError(f"{source.name}: became shorter while it was read.")
-        target.write(chunk * tensor.repeat)
-        left -= len(chunk)
 
 
 def _quantization(config: dict[str, Any], shards: list[Shard]) -> dict[str, Any]:
@@ -328,14 +243,10 @@ def _write(path: Path, content: bytes) -> None:
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
         file.write(content)
-        _flush(file)
+        file.flush()
+        os.fsync(file.fileno())
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _sync(directory: Path) -> None:

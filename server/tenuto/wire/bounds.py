@@ -47,8 +47,8 @@ class Range:
         return value < float("inf") if self.high is None else value <= self.high
 
     def __str__(self) -> str:
-        low = f"greater than {self.low:g}" if self.above else f"at least {self.low:g}"
-        return low if self.high is None else f"{low} and at most {self.high:.19g}"
+        low = f"{'greater than' if self.above else 'at least'} {self.low}"
+        return low if self.high is None else f"{low} and at most {self.high}"
 
 
 def ranges(bounds: Bounds) -> dict[str, Range]:

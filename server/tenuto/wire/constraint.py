@@ -71,9 +71,11 @@ def _from_response_format(request: GenerationRequest) -> Constrained:
 
 def _judge(asked: Constrained, bounds: Bounds) -> None:
     if asked.kind == "choice":
-        allowed = f"1 to {bounds.choices} non-empty strings"
+        allowed = (
+            f"1 to {bounds.choices} non-empty strings, together at most {bounds.schema_bytes} bytes"
+        )
         within = 1 <= len(asked.value) <= bounds.choices and all(asked.value)
-        within = within and sum(map(len, asked.value)) <= bounds.schema_bytes
+        within = within and len("".join(asked.value).encode()) <= bounds.schema_bytes
     elif asked.kind == "regex":
         allowed = f"a regex of 1 to {bounds.regex_bytes} bytes"
         within = 1 <= len(asked.value.encode()) <= bounds.regex_bytes
@@ -93,6 +95,10 @@ def _judge(asked: Constrained, bounds: Bounds) -> None:
 
 
 def _schema_within(schema: dict[str, Any] | str, bounds: Bounds) -> bool:
-    text = schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
+    try:
+        text = schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
+    except RecursionError:
+        # Nested too deeply: the body was decoded with fewer calls on the stack.
+        return False
     patterned = len(re.findall(r'"pattern(?:Properties)?"\s*:', text))
     return len(text.encode()) <= bounds.schema_bytes and patterned <= bounds.schema_patterns

@@ -1,0 +1,210 @@
+"""A scripted engine behind the same seam, for tests and for client developers without vLLM.
+
+Tokens are the UTF-8 bytes of the text. Each behaviour it has is asserted on real vLLM by the same test.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from tenuto.engine.types import (
+    ChatPrompt,
+    Delta,
+    EngineSpec,
+    EngineStats,
+    ModelFacts,
+    Prompt,
+    Sampling,
+    Step,
+    TextPrompt,
+    TokenLogprob,
+    TopLogprob,
+)
+from tenuto.errors import BadRequest, EngineLost, EngineStartError
+
+VOCAB_SIZE = 256
+Reply = Callable[[Prompt, Sampling, int], str]
+
+
+def echo_reply(prompt: Prompt, sampling: Sampling, index: int) -> str:
+    """Says which candidate it is, and differs by the seed."""
+    return f"reply {index} to {len(prompt.token_ids)} tokens, seed {sampling.seed}"
+
+
+@dataclass
+class FakePrompts:
+    facts: ModelFacts
+
+    async def chat(self, chat: ChatPrompt, *, bounded: bool = True) -> Prompt:
+        text = "".join(f"<{m['role']}>{m['content']}" for m in chat.messages)
+        if chat.add_generation_prompt:
+            text += "<assistant>"
+        return self._bounded(list(text.encode()), text, "messages", bounded)
+
+    async def text(self, text: TextPrompt, *, bounded: bool = True) -> Prompt:
+        content = text.content
+        if isinstance(content, str):
+            return self._bounded(list(content.encode()), content, "prompt", bounded)
+        if max(content) >= VOCAB_SIZE:
+            raise BadRequest("A token id is out of vocabulary.", param="prompt")
+        return self._bounded(content, None, "prompt", bounded)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        if token_ids and max(token_ids) >= VOCAB_SIZE:
+            raise BadRequest("A token id is out of vocabulary.", param="tokens")
+        return bytes(token_ids).decode(errors="replace")
+
+    async def token_strings(self, token_ids: Sequence[int]) -> list[str]:
+        return [chr(token_id) for token_id in token_ids]
+
+    def _bounded(self, ids: list[int], text: str | None, param: str, bounded: bool) -> Prompt:
+        if bounded and len(ids) > self.facts.max_model_len:
+            raise BadRequest(
+                f"This model's maximum context length is {self.facts.max_model_len} tokens.",
+                param=param,
+            )
+        return Prompt(ids, text)
+
+
+@dataclass
+class FakeEngine:
+    """`go` holds every token back while it is cleared; `lose` ends the engine under its requests."""
+
+    reply: Reply = echo_reply
+    running: int = 0
+    generated: list[Sampling] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.go = asyncio.Event()
+        self.go.set()
+        self.started = asyncio.Event()
+        self.idle = asyncio.Event()
+        self._lost = asyncio.Event()
+
+    def lose(self) -> None:
+        self._lost.set()
+        self.go.set()
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, request_id: str
+    ) -> AsyncGenerator[Step, None]:
+        self.generated.append(sampling)
+        self.running += sampling.n
+        self.idle.clear()
+        self.started.set()
+        try:
+            candidates = [self._tokens(prompt, sampling, index) for index in range(sampling.n)]
+            if sampling.stream:
+                for step in self._steps(candidates, sampling):
+                    await self._allowed()
+                    yield step
+            else:
+                await self._allowed()
+                yield Step([_whole(index, c, sampling) for index, c in enumerate(candidates)])
+        finally:
+            self.running -= sampling.n
+            if self.running == 0:
+                self.idle.set()
+
+    async def wait_lost(self) -> None:
+        await self._lost.wait()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(unfinished_requests=self.running)
+
+    async def close(self, drain_s: float) -> None:
+        self.lose()
+
+    async def _allowed(self) -> None:
+        await asyncio.sleep(0)
+        await self.go.wait()
+        if self._lost.is_set():
+            raise EngineLost
+
+    def _tokens(self, prompt: Prompt, sampling: Sampling, index: int) -> "_Candidate":
+        text = self.reply(prompt, sampling, index)
+        stops = [text.find(stop) for stop in sampling.stop if stop in text]
+        stopped = min(stops) if stops else None
+        token_ids = list((text if stopped is None else text[:stopped]).encode())
+        reason = None if stopped is None else next(s for s in sampling.stop if text[stopped:].startswith(s))
+        cut = len(token_ids) > sampling.max_tokens
+        return _Candidate(token_ids[: sampling.max_tokens], "length" if cut else "stop", reason)
+
+    def _steps(self, candidates: list["_Candidate"], sampling: Sampling) -> list[Step]:
+        longest = max(len(candidate.token_ids) for candidate in candidates)
+        return [
+            Step([candidate.delta(index, position, sampling)])
+            for position in range(max(longest, 1))
+            for index, candidate in enumerate(candidates)
+            if position < max(len(candidate.token_ids), 1)
+        ]
+
+
+@dataclass
+class FakeBackend:
+    """`fails` names models whose engine does not start."""
+
+    max_model_len: int = 2048
+    fails: frozenset[str] = frozenset()
+    reply: Reply = echo_reply
+    engines: dict[str, FakeEngine] = field(default_factory=dict)
+
+    async def prompts(self, spec: EngineSpec) -> FakePrompts:
+        return FakePrompts(ModelFacts(spec.max_model_len or self.max_model_len, VOCAB_SIZE))
+
+    async def engine(self, spec: EngineSpec) -> FakeEngine:
+        if spec.model_id in self.fails:
+            raise EngineStartError(f"model {spec.model_id}: did not start: told to fail")
+        self.engines[spec.model_id] = FakeEngine(self.reply)
+        return self.engines[spec.model_id]
+
+
+@dataclass
+class _Candidate:
+    token_ids: list[int]
+    finish: str
+    stop_reason: str | None
+
+    def delta(self, index: int, position: int, sampling: Sampling) -> Delta:
+        """Bytes of an unfinished character are held back, as real detokenizers do."""
+        last = position >= len(self.token_ids) - 1
+        text = _text(self.token_ids[: position + 1], last)[len(_text(self.token_ids[:position], False)) :]
+        token_ids = self.token_ids[position : position + 1]
+        return self._made(index, token_ids, text, last, sampling, position + 1)
+
+    def _made(
+        self,
+        index: int,
+        token_ids: list[int],
+        text: str,
+        last: bool,
+        sampling: Sampling,
+        num_tokens: int,
+    ) -> Delta:
+        delta = Delta(index=index, text=text if sampling.detokenize else "", token_ids=token_ids)
+        if last:
+            delta.finish_reason = "length" if self.finish == "length" else "stop"
+            delta.stop_reason = self.stop_reason
+        if sampling.logprobs is not None:
+            delta.logprobs = [_logprob(token, sampling) for token in token_ids]
+            delta.cumulative_logprob = self._cumulative(index, num_tokens)
+        return delta
+
+    def _cumulative(self, index: int, num_tokens: int) -> float:
+        """The same for the same candidate, and not in the order of the candidates."""
+        return -num_tokens * random.Random(index).random()
+
+
+def _whole(index: int, candidate: _Candidate, sampling: Sampling) -> Delta:
+    ids = candidate.token_ids
+    return candidate._made(index, ids, _text(ids, True), True, sampling, len(ids))
+
+
+def _text(token_ids: list[int], final: bool) -> str:
+    return bytes(token_ids).decode(errors="replace" if final else "ignore")
+
+
+def _logprob(token_id: int, sampling: Sampling) -> TokenLogprob:
+    top = tuple(TopLogprob(i, chr(i), -1.0 - i) for i in range(sampling.logprobs or 0))
+    return TokenLogprob(token_id, chr(token_id) if sampling.detokenize else None, -0.5, top)

@@ -1,0 +1,160 @@
+"""A real uvicorn in a thread, over the scripted engine: what the fast tests talk to."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+import yaml
+
+from tenuto.access.keys import Keys
+from tenuto.api.services import Services
+from tenuto.app import build_app
+from tenuto.engine.fake import FakeBackend, FakeEngine
+from tenuto.models.pool import Pool
+from tenuto.models.registry import Registry, load_registry
+from tenuto.observe.metrics import Metrics
+from tenuto.serving import Server, listen
+from tenuto.wire.bounds import Bounds
+
+T = TypeVar("T")
+MODEL = "demo"
+
+
+@dataclass
+class Running:
+    """A server under test. `call` runs something in its event loop."""
+
+    url: str
+    services: Services
+    backend: FakeBackend
+    loop: asyncio.AbstractEventLoop
+    client: httpx.Client
+    process: Server
+
+    def engine(self, model: str = MODEL) -> FakeEngine:
+        """The model's engine, once it is loaded."""
+        for _ in range(1000):
+            if model in self.backend.engines:
+                break
+            self.call(lambda: None)
+        return self.backend.engines[model]
+
+    def left(self) -> None:
+        """Lets no request in any more; every one has gone, and nothing of it stays behind."""
+        assert self.call(lambda: self.services.gate.drain(5))
+        assert all(slot.leases == 0 for slot in self.services.pool.slots.values())
+        assert set(self.services.pool.unfinished().values()) <= {0}
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        async def run() -> Any:
+            result = work()
+            return await result if asyncio.iscoroutine(result) else result
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(timeout=10)
+
+    def wait(self, event: asyncio.Event) -> None:
+        async def waited() -> None:
+            async with asyncio.timeout(5):
+                await event.wait()
+
+        self.call(waited)
+
+    def chat(self, content: str = "Hi", **fields: Any) -> httpx.Response:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
+        return self.client.post("/v1/chat/completions", json=body)
+
+    def complete(self, prompt: Any = "Hi", **fields: Any) -> httpx.Response:
+        body = {"model": MODEL, "prompt": prompt, **fields}
+        return self.client.post("/v1/completions", json=body)
+
+
+@dataclass
+class Setup:
+    """What a test may choose of its server."""
+
+    models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": MODEL}])
+    eager: tuple[str, ...] = (MODEL,)
+    backend: FakeBackend = field(default_factory=FakeBackend)
+    keys: Keys = field(default_factory=Keys)
+    bounds: Bounds = field(default_factory=Bounds)
+    cors_origins: list[str] = field(default_factory=list)
+    strict_params: bool = False
+    keep_alive_s: float = 15
+    drain_s: float = 5
+
+
+def make_checkpoint(directory: Path) -> Path:
+    """A directory that the registry takes for a checkpoint."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text("{}")
+    return directory
+
+
+def make_registry(directory: Path, models: list[dict[str, Any]]) -> Registry:
+    """A registry whose models lie in `directory`, unless they name their source."""
+    make_checkpoint(directory / "checkpoint")
+    rows = [{"source": "./checkpoint", **model} for model in models]
+    path = directory / "registry.yaml"
+    path.write_text(yaml.safe_dump({"models": rows}))
+    return load_registry(path)
+
+
+@contextmanager
+def served(directory: Path, setup: Setup) -> Iterator[Running]:
+    """The server, its models loaded, on a free port of the loopback interface."""
+    started: Future[tuple[Server, Services, asyncio.AbstractEventLoop]] = Future()
+    listener = listen("127.0.0.1", 0)
+
+    async def serve() -> None:
+        registry = make_registry(directory, setup.models)
+        pool = Pool(registry, setup.backend)
+        services = Services(
+            registry=registry,
+            pool=pool,
+            keys=setup.keys,
+            metrics=Metrics(pool.unfinished),
+            bounds=setup.bounds,
+            eager=setup.eager,
+            strict_params=setup.strict_params,
+            keep_alive_s=setup.keep_alive_s,
+        )
+        app = build_app(services, setup.cors_origins)
+        server = Server(app, services, setup.drain_s)
+        started.set_result((server, services, asyncio.get_running_loop()))
+        await server.serve(sockets=[listener])
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    server, services, loop = started.result(timeout=10)
+    host, port = listener.getsockname()[:2]
+    with httpx.Client(base_url=f"http://{host}:{port}", timeout=10) as client:
+        yield Running(f"http://{host}:{port}", services, setup.backend, loop, client, server)
+    server.should_exit = True
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+Serve = Callable[..., Running]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Starts servers that end with the test: `serve(keys=…, bounds=…)`, the fields of `Setup`."""
+    with ExitStack() as stack:
+
+        def start(**fields: Any) -> Running:
+            return stack.enter_context(served(tmp_path, Setup(**fields)))
+
+        yield start
+
+
+@pytest.fixture
+def server(serve: Serve) -> Running:
+    return serve()
