@@ -31,9 +31,9 @@ else:
     import demo_lessons as lessons
 
 DEMO = Path(__file__).resolve().parents[1] / "server" / "tenuto" / "demo"
-STEPS = 500
+STEPS = 600
 BATCH = 32
-PEAK_LR = 0.01
+PEAK_LR = 0.012
 MAX_PENALTY = 1.3
 FP8_MAX = 448.0
 # Matrices that vLLM loads as one, with room for only one scale in the format `fp8`.
@@ -60,25 +60,26 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         eos_token_id=eos,
     )
     model = LlamaForCausalLM(config)
-    for linear in linears(model):
-        linear.forward = functools.partial(rounded_linear, linear)
+    for module in model.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.forward = functools.partial(rounded_linear, module)
     return model
 
 
-def linears(model: LlamaForCausalLM) -> list[torch.nn.Linear]:
-    return [module for module in model.model.modules() if isinstance(module, torch.nn.Linear)]
-
-
 def rounded_linear(linear: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
-    """Compute with the FP8 weights that will be stored, and pass the gradient to the exact ones."""
-    exact = linear.weight.detach()
-    values, scale = quantised(exact, exact.abs().amax(dim=1, keepdim=True))
-    return F.linear(inputs, linear.weight + (values.float() * scale - exact))
+    """Compute as the stored model will: FP8 weights per channel, FP8 activations per token."""
+    return F.linear(rounded(inputs), rounded(linear.weight))
+
+
+def rounded(exact: torch.Tensor) -> torch.Tensor:
+    """Round each row to FP8, and let the gradient pass as if nothing had happened."""
+    values, scale = quantised(exact.detach(), exact.detach().abs().amax(dim=-1, keepdim=True))
+    return exact + (values.float() * scale - exact.detach())
 
 
 def quantised(weight: torch.Tensor, peak: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = (peak / FP8_MAX).clamp(min=1e-12)
-    return (weight / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale
+    return (weight / scale).to(torch.float8_e4m3fn), scale
 
 
 def collate(examples: list[lessons.Example]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 MODEL = "demo"
 
 
-@dataclass
+@dataclass(repr=False)
 class Running:
     """A server under test. `call` runs something in its event loop."""
 
@@ -37,6 +37,7 @@ class Running:
     loop: asyncio.AbstractEventLoop
     client: httpx.Client
     process: Server
+    thread: threading.Thread
 
     def engine(self, model: str = MODEL) -> FakeEngine:
         """The model's engine, once it is loaded."""
@@ -65,6 +66,10 @@ class Running:
                 await event.wait()
 
         self.call(waited)
+
+    def wait_ended(self) -> None:
+        self.thread.join(timeout=10)
+        assert not self.thread.is_alive()
 
     def chat(self, content: str = "Hi", **fields: Any) -> httpx.Response:
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
@@ -134,11 +139,12 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
     thread.start()
     server, services, loop = started.result(timeout=10)
     host, port = listener.getsockname()[:2]
-    with httpx.Client(base_url=f"http://{host}:{port}", timeout=10) as client:
-        yield Running(f"http://{host}:{port}", services, setup.backend, loop, client, server)
+    url = f"http://{host}:{port}"
+    with httpx.Client(base_url=url, timeout=10) as client:
+        running = Running(url, services, setup.backend, loop, client, server, thread)
+        yield running
     server.should_exit = True
-    thread.join(timeout=10)
-    assert not thread.is_alive()
+    running.wait_ended()
 
 
 Serve = Callable[..., Running]
@@ -156,5 +162,14 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def server(serve: Serve) -> Running:
+def own(serve: Serve) -> Running:
+    """A server for this test alone."""
     return serve()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One server for all tests that only ask."""
+    with served(tmp_path_factory.mktemp("server"), Setup()) as running:
+        running.engine()
+        yield running

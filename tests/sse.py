@@ -49,9 +49,9 @@ def connected(url: str, receive_buffer: int | None = None) -> Iterator[socket.so
 
 
 def read_until(client: socket.socket, mark: bytes) -> bytes:
-    received = b""
-    while mark not in received:
-        chunk = client.recv(4096)
-        assert chunk, received
+    received = bytearray()
+    while mark not in received[-(1 << 17) :]:
+        chunk = client.recv(1 << 16)
+        assert chunk, received[-200:]
         received += chunk
-    return received
+    return bytes(received)

@@ -116,7 +116,9 @@ class SystemPromptRejected(ApiError):
 
 class InternalError(ApiError):
     def __init__(self) -> None:
-        super().__init__("Internal server error. The server's log has more under this request's id.")
+        super().__init__(
+            "Internal server error. The server's log has more under this request's id."
+        )
 
 
 class Unavailable(ApiError):

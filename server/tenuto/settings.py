@@ -31,8 +31,6 @@ class Settings(BaseSettings):
     strict_params: bool = Field(False, description="refuse parameters that nothing acts upon")
     drain_s: float = Field(30, ge=0, description="seconds that running requests get at shutdown")
     keep_alive_s: float = Field(15, gt=0, description="seconds of silence before an SSE comment")
-    cache_dir: Path = Field(
-        Path("~/.cache/tenuto"), description="folder for rewritten checkpoints"
-    )
+    cache_dir: Path = Field(Path("~/.cache/tenuto"), description="folder for rewritten checkpoints")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     bounds: Bounds = Field(default=Bounds(), description="limits of a request")

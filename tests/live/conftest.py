@@ -37,11 +37,13 @@ class LiveServer:
         return self.client.post("/v1/chat/completions", json=body)
 
     def complete(self, prompt: Any, **fields: Any) -> httpx.Response:
-        return self.client.post("/v1/completions", json={"model": MODEL, "prompt": prompt, **fields})
+        return self.client.post(
+            "/v1/completions", json={"model": MODEL, "prompt": prompt, **fields}
+        )
 
     def unfinished(self, model: str = MODEL) -> int:
         """The engine's running and waiting requests, as `/metrics` tells them."""
-        text = self.client.get("/metrics").text
+        text = self.client.get("/metrics").raise_for_status().text
         found = re.search(rf'unfinished_requests{{model="{re.escape(model)}"}} (\S+)', text)
         return int(float(found[1])) if found else 0
 

@@ -21,7 +21,9 @@ ENDLESS = {"model": MODEL, "prompt": "The", "max_tokens": 8000, "ignore_eos": Tr
 
 
 @contextmanager
-def posted(live: LiveServer, body: dict[str, Any], receive_bytes: int = 0) -> Iterator[socket.socket]:
+def posted(
+    live: LiveServer, body: dict[str, Any], receive_bytes: int = 0
+) -> Iterator[socket.socket]:
     """A raw connection that has sent the request; leaving the block closes it at once."""
     address = urlsplit(live.url)
     with closing(socket.socket()) as client:
@@ -61,7 +63,9 @@ def test_while_the_reader_does_not_read(live: LiveServer) -> None:
     ended_in_time(live)
 
 
-@pytest.mark.parametrize("fields", [{}, {"n": 2, "best_of": 4}, {"n": 2, "best_of": 4, "stream": True}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"n": 2, "best_of": 4}, {"n": 2, "best_of": 4, "stream": True}]
+)
 def test_during_an_unstreamed_call(live: LiveServer, fields: dict[str, Any]) -> None:
     with posted(live, ENDLESS | fields):
         pass

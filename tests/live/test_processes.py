@@ -163,9 +163,9 @@ def test_a_crash_spills_no_request(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "DEBUG"}
     with launched(tmp_path, "--registry", registry, environment=environment) as server:
         secret = "Xylophone quartz jumps"
-        token_ids = server.client.post(
-            "/tokenize", json={"model": MODEL, "prompt": secret}
-        ).json()["tokens"]
+        token_ids = server.client.post("/tokenize", json={"model": MODEL, "prompt": secret}).json()[
+            "tokens"
+        ]
         assert server.chat(secret, stop="zebra!").status_code == 503
         log = server.log.read_text()
         assert "worker failed on purpose" in log

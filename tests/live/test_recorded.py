@@ -1,4 +1,4 @@
-"""The recorded exchanges of the hosted stack, replayed: what agrees, and every difference explained."""
+"""The recorded exchanges of the hosted stack, replayed: every difference is explained."""
 
 import fnmatch
 import json
@@ -15,7 +15,9 @@ from tests.live.conftest import ROOT, launched, write_registry
 
 pytestmark = pytest.mark.live
 KEY = "sk-recorded"
-RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded/exchanges.json").read_text())
+RECORDED: dict[str, Any] = json.loads(
+    (Path(__file__).parent / "recorded/exchanges.json").read_text()
+)
 MODELS = ["L3.1-70B-Euryale-v2.2-FP8-Dynamic", "Midnight-Miqu-70B-v1.5", "dead"]
 LONG_PROMPT = '"hello world " repeated 3,000 times'
 

@@ -87,6 +87,8 @@ def _read(path: Path | None) -> list[str]:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except OSError as error:
         raise ConfigError(f"key file {path}: {os.strerror(error.errno or 0)}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"key file {path}: is not UTF-8 text") from None
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise ConfigError(f"key file {path}: holds no key")

@@ -64,5 +64,3 @@ async def _read(request: Request, limit: int) -> bytes:
 def _safe(name: str) -> str:
     """A field's name as a header may carry it: the names are the client's."""
     return UNSAFE.sub("?", name[:64])
-
-

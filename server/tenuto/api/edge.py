@@ -1,9 +1,10 @@
-"""The outermost layer: request id, drain gate, key, clock, and the envelope for what nobody caught."""
+"""The outermost layer: request id, drain gate, key, clock, and an envelope for the uncaught."""
 
 import logging
 import time
 import traceback
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,6 +47,9 @@ class Edge:
             await self._app(scope, receive, send)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
+        except ClientDisconnect:
+            # It left while it sent its request: nobody is there to answer.
+            return
         except Exception as error:
             # Without the exception's text, which may quote the request.
             frames = "".join(traceback.format_tb(error.__traceback__))

@@ -39,6 +39,7 @@ class GenerationRoutes:
         exchange = exchange_of(request)
         exchange.model = entry.id
         endpoint.judge(wire, self._services.bounds)
+        endpoint.admit(wire, entry.system_prompt)
         work = self._respond(wire, entry, endpoint, exchange)
         try:
             return await until_disconnect(request.receive, work)
@@ -57,7 +58,9 @@ class GenerationRoutes:
         head = Head(f"{endpoint.id_prefix}{uuid.uuid4().hex}", int(time.time()), wire.model)
         headers = ignored_header(wire)
         if plan.sampling.stream:
-            return self._stream(generation, generation.prompts, head, plan, endpoint, exchange, headers)
+            return self._stream(
+                generation, generation.prompts, head, plan, endpoint, exchange, headers
+            )
         async with generation:
             folded = await fold(generation)
         prompts = generation.prompts

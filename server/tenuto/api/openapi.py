@@ -19,7 +19,13 @@ from tenuto.wire.requests import (
 REFERENCE = "#/components/schemas/{model}"
 REQUESTS: dict[str, type[BaseModel]] = {
     model.__name__: model
-    for model in (ChatRequest, CompletionRequest, CounterRequest, TokenizeRequest, DetokenizeRequest)
+    for model in (
+        ChatRequest,
+        CompletionRequest,
+        CounterRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+    )
 }
 ERROR = {
     "type": "object",

@@ -6,14 +6,14 @@ from starlette.responses import Response
 from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import exchange_of
 from tenuto.api.services import Services
-from tenuto.engine.base import Prompts
 from tenuto.engine.types import Prompt, TextPrompt
 from tenuto.errors import BadRequest
-from tenuto.generation.endpoint import render_chat
+from tenuto.generation.endpoint import admit_chat, render_chat, render_text
 from tenuto.models.registry import Entry
-from tenuto.wire.judge import judge_messages, judge_template
+from tenuto.wire.judge import judge_batch, judge_messages, judge_template
 from tenuto.wire.requests import (
     ChatRequest,
+    CompletionRequest,
     CounterRequest,
     DetokenizeRequest,
     Message,
@@ -32,10 +32,15 @@ class TokenRoutes:
         entry = self._entry(request, wire.model, route)
         _require_one(wire.prompt, wire.messages)
         prompts = await self._services.pool.prompts(entry)
-        chat = ChatRequest.model_construct(model=wire.model, messages=wire.messages or [])
-        rendered = await self._render(wire.prompt, chat, prompts, entry)
-        count = TokenCount(len(rendered.token_ids), wire.model, entry.source_id)
-        return json_response(count, ignored_header(wire))
+        if wire.prompt is not None:
+            judge_batch(wire.prompt, self._services.bounds)
+            text = CompletionRequest.model_construct(model=wire.model, prompt=wire.prompt)
+            rendered = await render_text(text, prompts, entry.system_prompt, bounded=False)
+        else:
+            chat = ChatRequest.model_construct(model=wire.model, messages=wire.messages or [])
+            rendered = [await self._chat(chat, entry)]
+        total = sum(len(prompt.token_ids) for prompt in rendered)
+        return json_response(TokenCount(total, wire.model, entry.source_id), ignored_header(wire))
 
     async def tokenize(self, request: Request) -> Response:
         wire = await wire_request(request, TokenizeRequest, "/tokenize", self._services)
@@ -43,17 +48,19 @@ class TokenRoutes:
         _require_one(wire.prompt, wire.messages)
         judge_template(None, wire.chat_template_kwargs, self._services.bounds)
         prompts = await self._services.pool.prompts(entry)
-        chat = ChatRequest.model_construct(
-            model=wire.model,
-            messages=wire.messages or [],
-            add_special_tokens=wire.add_special_tokens,
-            add_generation_prompt=wire.add_generation_prompt,
-            continue_final_message=wire.continue_final_message,
-            chat_template_kwargs=wire.chat_template_kwargs,
-        )
-        rendered = await self._render(
-            wire.prompt, chat, prompts, entry, wire.add_special_tokens is not False
-        )
+        if wire.prompt is not None:
+            text = TextPrompt(wire.prompt, wire.add_special_tokens is not False)
+            rendered = await prompts.text(text, bounded=False)
+        else:
+            chat = ChatRequest.model_construct(
+                model=wire.model,
+                messages=wire.messages or [],
+                add_special_tokens=wire.add_special_tokens,
+                add_generation_prompt=wire.add_generation_prompt,
+                continue_final_message=wire.continue_final_message,
+                chat_template_kwargs=wire.chat_template_kwargs,
+            )
+            rendered = await self._chat(chat, entry)
         ids = rendered.token_ids
         strings = await prompts.token_strings(ids) if wire.return_token_strs else None
         answer = Tokens(len(ids), prompts.facts.max_model_len, ids, strings)
@@ -71,22 +78,15 @@ class TokenRoutes:
         exchange_of(request).model = entry.id
         return entry
 
-    async def _render(
-        self,
-        text: str | None,
-        chat: ChatRequest,
-        prompts: Prompts,
-        entry: Entry,
-        add_special_tokens: bool = True,
-    ) -> Prompt:
-        if text is not None:
-            return await prompts.text(TextPrompt(text, add_special_tokens), bounded=False)
+    async def _chat(self, chat: ChatRequest, entry: Entry) -> Prompt:
         judge_messages(chat.messages, self._services.bounds)
+        admit_chat(chat, entry.system_prompt)
+        prompts = await self._services.pool.prompts(entry)
         rendered = await render_chat(chat, prompts, entry.system_prompt, bounded=False)
         return rendered[0]
 
 
-def _require_one(prompt: str | None, messages: list[Message] | None) -> None:
+def _require_one(prompt: object | None, messages: list[Message] | None) -> None:
     if prompt is None and messages is None:
         raise BadRequest("prompt or messages must be provided.", param="prompt")
     if prompt is not None and messages is not None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from tenuto.access.keys import Keys, keys_from
 from tenuto.errors import ConfigError, quoted
@@ -53,6 +54,8 @@ def settings_from(given: dict[str, Any]) -> Settings:
         raise ConfigError(
             f"setting {name}: {detail['msg']}, got {quoted(detail['input'])}"
         ) from None
+    except SettingsError as error:
+        raise ConfigError(f"settings: {error}: not valid JSON") from None
 
 
 def require_keys(settings: Settings, keys: Keys) -> None:
@@ -67,11 +70,12 @@ def require_keys(settings: Settings, keys: Keys) -> None:
 
 def run(settings: Settings, keys: Keys) -> None:
     # Imported late: the other commands start faster without the server's modules.
+    from tenuto.engine.arguments import engine_argument_names
     from tenuto.engine.forkserver import EngineContext, prepare_environment
     from tenuto.models.registry import load_registry
     from tenuto.serving import address, listen
 
-    registry = load_registry(registry_path(settings))
+    registry = load_registry(registry_path(settings), engine_argument_names())
     eager = chosen_models(registry, settings.models)
     _log_to_stderr(settings.log_level)
     listener = listen(settings.host, settings.port)
@@ -126,8 +130,6 @@ def _log_to_stderr(level: str) -> None:
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
-    # Its own lines repeat ours, and name every request of ours to it.
-    for name in ("httpx", "vllm"):
+    # Their lines repeat ours.
+    for name in ("httpx", "uvicorn", "vllm"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-

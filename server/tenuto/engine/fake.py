@@ -1,6 +1,6 @@
 """A scripted engine behind the same seam, for tests and for client developers without vLLM.
 
-Tokens are the UTF-8 bytes of the text. Each behaviour it has is asserted on real vLLM by the same test.
+Tokens are the UTF-8 bytes of the text. The same test asserts each behaviour on real vLLM.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from tenuto.engine.types import (
     Delta,
     EngineSpec,
     EngineStats,
+    FinishReason,
     ModelFacts,
     Prompt,
     Sampling,
@@ -69,7 +70,7 @@ class FakePrompts:
 
 @dataclass
 class FakeEngine:
-    """`go` holds every token back while it is cleared; `lose` ends the engine under its requests."""
+    """`go` holds every token back while cleared; `lose` ends the engine under its requests."""
 
     reply: Reply = echo_reply
     running: int = 0
@@ -124,12 +125,12 @@ class FakeEngine:
 
     def _tokens(self, prompt: Prompt, sampling: Sampling, index: int) -> "_Candidate":
         text = self.reply(prompt, sampling, index)
-        stops = [text.find(stop) for stop in sampling.stop if stop in text]
-        stopped = min(stops) if stops else None
-        token_ids = list((text if stopped is None else text[:stopped]).encode())
-        reason = None if stopped is None else next(s for s in sampling.stop if text[stopped:].startswith(s))
-        cut = len(token_ids) > sampling.max_tokens
-        return _Candidate(token_ids[: sampling.max_tokens], "length" if cut else "stop", reason)
+        ends = {stop: text.find(stop) + len(stop) for stop in sampling.stop if stop in text}
+        stop = min(ends, key=ends.__getitem__) if ends else None
+        token_ids = list(text[: ends[stop] if stop else None].encode())
+        if len(token_ids) > sampling.max_tokens:
+            return _Candidate(token_ids[: sampling.max_tokens], "length")
+        return _Candidate(token_ids, "stop", stop, ends[stop] - len(stop) if stop else None)
 
     def _steps(self, candidates: list["_Candidate"], sampling: Sampling) -> list[Step]:
         longest = max(len(candidate.token_ids) for candidate in candidates)
@@ -162,16 +163,23 @@ class FakeBackend:
 
 @dataclass
 class _Candidate:
+    """`shown` characters come before the stop string, whose tokens were generated all the same."""
+
     token_ids: list[int]
-    finish: str
-    stop_reason: str | None
+    finish: FinishReason
+    stop_reason: str | None = None
+    shown: int | None = None
+
+    def text(self, num_tokens: int) -> str:
+        """Bytes of an unfinished character are held back, as real detokenizers do."""
+        return bytes(self.token_ids[:num_tokens]).decode(errors="ignore")[: self.shown]
 
     def delta(self, index: int, position: int, sampling: Sampling) -> Delta:
-        """Bytes of an unfinished character are held back, as real detokenizers do."""
         last = position >= len(self.token_ids) - 1
-        text = _text(self.token_ids[: position + 1], last)[len(_text(self.token_ids[:position], False)) :]
+        text = self.text(position + 1).removeprefix(self.text(position))
         token_ids = self.token_ids[position : position + 1]
-        return self._made(index, token_ids, text, last, sampling, position + 1)
+        num_tokens = position + len(token_ids)
+        return self._made(index, token_ids, text, last, sampling, num_tokens)
 
     def _made(
         self,
@@ -184,7 +192,7 @@ class _Candidate:
     ) -> Delta:
         delta = Delta(index=index, text=text if sampling.detokenize else "", token_ids=token_ids)
         if last:
-            delta.finish_reason = "length" if self.finish == "length" else "stop"
+            delta.finish_reason = self.finish
             delta.stop_reason = self.stop_reason
         if sampling.logprobs is not None:
             delta.logprobs = [_logprob(token, sampling) for token in token_ids]
@@ -198,13 +206,12 @@ class _Candidate:
 
 def _whole(index: int, candidate: _Candidate, sampling: Sampling) -> Delta:
     ids = candidate.token_ids
-    return candidate._made(index, ids, _text(ids, True), True, sampling, len(ids))
-
-
-def _text(token_ids: list[int], final: bool) -> str:
-    return bytes(token_ids).decode(errors="replace" if final else "ignore")
+    return candidate._made(index, ids, candidate.text(len(ids)), True, sampling, len(ids))
 
 
 def _logprob(token_id: int, sampling: Sampling) -> TokenLogprob:
-    top = tuple(TopLogprob(i, chr(i), -1.0 - i) for i in range(sampling.logprobs or 0))
-    return TokenLogprob(token_id, chr(token_id) if sampling.detokenize else None, -0.5, top)
+    def token(token_id: int) -> str | None:
+        return chr(token_id) if sampling.detokenize else None
+
+    top = tuple(TopLogprob(i, token(i), -1.0 - i) for i in range(sampling.logprobs or 0))
+    return TokenLogprob(token_id, token(token_id), -0.5, top)

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -24,6 +25,7 @@ CONTENT_LOGGERS = (
     "vllm.v1.structured_output.backend_xgrammar",
     "vllm.v1.structured_output.utils",
 )
+START_FAILURE = "EngineCore failed to start."
 # vLLM reads these when it is imported, here and in the fork server.
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -48,11 +50,13 @@ class EngineProcess(ForkServerProcess):
         _die_with_parent()
         for name in CONTENT_LOGGERS:
             logging.getLogger(name).addFilter(lambda record: False)
+        # The server reports why an engine did not start, in one line.
+        logging.getLogger("vllm.v1.engine.core").addFilter(lambda r: r.msg != START_FAILURE)
         try:
             super().run()
         except Exception as error:
             self._cause.send(first_line(error))
-            raise
+            sys.exit(1)
 
 
 class EngineContext(ForkServerContext):
@@ -68,7 +72,7 @@ class EngineContext(ForkServerContext):
         self.set_forkserver_preload(["tenuto.engine.preload"])
         forkserver.ensure_running()
 
-    def Process(  # type: ignore[override]  # noqa: N802
+    def Process(  # type: ignore[override]
         self,
         *,
         target: Callable[..., object],

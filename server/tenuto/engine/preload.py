@@ -1,5 +1,7 @@
-"""What the fork server imports before the first engine is forked from it. Import nothing here by hand:
-each module below costs an engine's start when it is imported after the fork instead."""
+"""What the fork server imports before the first engine is forked from it; imported nowhere else.
+
+What is missing here is imported again by every engine while it starts.
+"""
 
 import importlib
 

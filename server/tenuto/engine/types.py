@@ -66,14 +66,11 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """Structured output: exactly one besides `param`, the request's field, is set."""
+    """Structured output. `param` is the request's field, to blame when `value` is invalid."""
 
     param: str
-    json_schema: dict[str, Any] | str | None = None
-    json_object: bool = False
-    regex: str | None = None
-    choice: tuple[str, ...] | None = None
-    grammar: str | None = None
+    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +139,7 @@ class Delta(msgspec.Struct):
 class Step(msgspec.Struct):
     """One output of the engine for one prompt, the `prompt_index`-th of the request.
 
-    `prompt_logprobs` comes once, with the first step: one entry per prompt token, None for the first.
+    `prompt_logprobs` comes with the first step: one entry per prompt token, None for the first.
     """
 
     deltas: list[Delta]

@@ -17,12 +17,12 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from tenuto.engine.forkserver import EngineContext, EngineProcess, first_line
+from tenuto.engine.fp8 import compressed_tensors_twin
 from tenuto.engine.types import EngineSpec, EngineStats, Prompt, Sampling, Step
 from tenuto.engine.vllm_errors import constraint_errors, translated
 from tenuto.engine.vllm_params import sampling_params, step
 from tenuto.engine.vllm_prompts import VllmPrompts
 from tenuto.errors import CheckpointError, EngineStartError
-from tenuto.engine.fp8 import compressed_tensors_twin
 
 logger = logging.getLogger(__name__)
 # Without a KV budget vLLM takes a share of the whole host's memory and refuses a second engine.

@@ -58,13 +58,8 @@ def step(output: RequestOutput, sampling: Sampling, *, first: bool) -> Step:
 def _structured(constraint: Constraint | None) -> StructuredOutputsParams | None:
     if constraint is None:
         return None
-    return StructuredOutputsParams(
-        json=constraint.json_schema,
-        json_object=constraint.json_object or None,
-        regex=constraint.regex,
-        choice=list(constraint.choice) if constraint.choice else None,
-        grammar=constraint.grammar,
-    )
+    kind = "json" if constraint.kind == "json_schema" else constraint.kind
+    return StructuredOutputsParams(**{kind: constraint.value})
 
 
 def _delta(completion: CompletionOutput, sampling: Sampling) -> Delta:
@@ -102,4 +97,3 @@ def _token_logprob(token_id: int, entry: Mapping[int, Logprob], most: int) -> To
     ranked = sorted(entry.items(), key=lambda item: item[1].rank or 0)
     top = tuple(TopLogprob(i, p.decoded_token, p.logprob) for i, p in ranked[:most])
     return TokenLogprob(token_id, taken.decoded_token, taken.logprob, top)
-

@@ -9,7 +9,12 @@ from msgspec import UNSET, UnsetType
 from tenuto import __version__
 from tenuto.engine.types import Prompt, TokenLogprob
 from tenuto.generation.fold import Choice, Folded, chosen
-from tenuto.generation.logprobs import chat_logprobs, completion_logprobs, token_text
+from tenuto.generation.logprobs import (
+    chat_logprobs,
+    completion_logprobs,
+    name_first_token,
+    token_text,
+)
 from tenuto.generation.translate import Plan
 from tenuto.generation.usage import Tally
 from tenuto.wire.responses import (
@@ -118,16 +123,8 @@ def _completion_logprobs(
         return completion_logprobs(choice.logprobs, plan)
     logprobs = completion_logprobs([*(echoed or ()), *(choice.logprobs or ())], plan)
     if logprobs is not None and echoed and echoed[0] is None:
-        _name_first_token(logprobs, prompt)
+        name_first_token(logprobs, prompt, plan)
     return logprobs
-
-
-def _name_first_token(logprobs: CompletionLogprobs, prompt: Prompt) -> None:
-    """The engine has no entry for the first prompt token: its text is what the others leave."""
-    rest = sum(len(token) for token in logprobs.tokens[1 : len(prompt.token_ids)])
-    first = (prompt.text or "")[: max(0, len(prompt.text or "") - rest)]
-    logprobs.tokens[0] = first
-    logprobs.text_offset[1:] = [offset + len(first) for offset in logprobs.text_offset[1:]]
 
 
 def _asked_ids(token_ids: Sequence[int], plan: Plan) -> list[int] | UnsetType:
@@ -150,6 +147,9 @@ def _by_id(entry: TokenLogprob, plan: Plan) -> dict[str, Any]:
     rows = [(entry.token_id, entry.token, entry.logprob)]
     rows += [(top.token_id, top.token, top.logprob) for top in entry.top]
     return {
-        str(token_id): {"logprob": max(logprob, -9999.0), "decoded_token": token_text(token_id, token, plan)}
+        str(token_id): {
+            "logprob": max(logprob, -9999.0),
+            "decoded_token": token_text(token_id, token, plan),
+        }
         for token_id, token, logprob in rows
     }

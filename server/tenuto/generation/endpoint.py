@@ -23,34 +23,43 @@ from tenuto.wire.requests import ChatRequest, CompletionRequest, Message
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`prompt_param` is the field that holds the prompt. `render` takes the registry's
-    `system_prompt` policy."""
+    """`prompt_param` is the field that holds the prompt. `admit` and `render` take the registry's
+    `system_prompt` policy; `admit` is apart, so that no model is loaded for what it refuses."""
 
     route: str
     kind: type[Any]
     id_prefix: str
     prompt_param: str
     judge: Callable[[Any, Bounds], None]
+    admit: Callable[[Any, str], None]
     plan: Callable[[Any, ModelFacts, Bounds], Plan]
     render: Callable[[Any, Prompts, str], Awaitable[Sequence[Prompt]]]
     answer: Callable[..., Any]
     frames: Callable[..., Any]
 
 
+def admit_chat(request: ChatRequest, system_prompt: str) -> None:
+    """Errors: `SystemPromptRejected`."""
+    if system_prompt == "reject" and any(map(_is_system, request.messages)):
+        raise SystemPromptRejected(request.model)
+
+
+def admit_text(request: CompletionRequest, system_prompt: str) -> None:
+    """Texts have no system prompt."""
+
+
 async def render_chat(
     request: ChatRequest, prompts: Prompts, system_prompt: str, *, bounded: bool = True
 ) -> list[Prompt]:
-    """Errors: `SystemPromptRejected`, `BadRequest`."""
-    if system_prompt == "reject" and any(map(_is_system, request.messages)):
-        raise SystemPromptRejected(request.model)
+    """Errors: `BadRequest`."""
     return [await prompts.chat(chat_prompt(request, system_prompt), bounded=bounded)]
 
 
 async def render_text(
-    request: CompletionRequest, prompts: Prompts, system_prompt: str
+    request: CompletionRequest, prompts: Prompts, system_prompt: str, *, bounded: bool = True
 ) -> list[Prompt]:
     """Errors: `BadRequest`."""
-    rendered = [await prompts.text(text) for text in text_prompts(request)]
+    rendered = [await prompts.text(text, bounded=bounded) for text in text_prompts(request)]
     if not request.echo:
         return rendered
     return [await _with_text(prompt, prompts) for prompt in rendered]
@@ -72,6 +81,7 @@ CHAT = Endpoint(
     id_prefix="chatcmpl-",
     prompt_param="messages",
     judge=judge_chat,
+    admit=admit_chat,
     plan=chat_plan,
     render=render_chat,
     answer=chat_answer,
@@ -83,6 +93,7 @@ COMPLETION = Endpoint(
     id_prefix="cmpl-",
     prompt_param="prompt",
     judge=judge_completion,
+    admit=admit_text,
     plan=completion_plan,
     render=render_text,
     answer=completion_answer,

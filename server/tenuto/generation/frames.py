@@ -6,11 +6,11 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET
 
-from tenuto.engine.types import Delta, Prompt, Step
+from tenuto.engine.types import Delta, Prompt, Step, TokenLogprob
 from tenuto.errors import ApiError, encoded
 from tenuto.generation.answer import SYSTEM_FINGERPRINT, Head
 from tenuto.generation.fold import Choice, Folded
-from tenuto.generation.logprobs import chat_logprobs, completion_logprobs
+from tenuto.generation.logprobs import chat_logprobs, completion_logprobs, name_first_token
 from tenuto.generation.translate import Plan
 from tenuto.generation.usage import Tally
 from tenuto.wire.responses import ChatChunkChoice, ChatDelta, CompletionChoice
@@ -109,19 +109,24 @@ class CompletionFrames(_Frames):
     def __init__(self, head: Head, prompts: Sequence[Prompt], plan: Plan) -> None:
         super().__init__(head, prompts, plan)
         self._offsets: dict[int, int] = {}
+        self._echoed: dict[int, list[TokenLogprob | None]] = {}
 
     def opening(self) -> bytes:
         return b""
 
     def step(self, step: Step) -> bytes:
         self.tally.add(step)
-        return b"".join(frame for delta in step.deltas for frame in self._delta(delta, step))
+        if step.prompt_logprobs is not None:
+            self._echoed[step.prompt_index] = step.prompt_logprobs
+        return b"".join(
+            frame for delta in step.deltas for frame in self._delta(delta, step.prompt_index)
+        )
 
-    def _delta(self, delta: Delta, step: Step) -> Iterator[bytes]:
+    def _delta(self, delta: Delta, position: int) -> Iterator[bytes]:
         if delta.index not in self._offsets:
             self._offsets[delta.index] = 0
             if self._plan.echo:
-                yield from self._echo(delta.index, step)
+                yield from self._echo(delta.index, self._prompts[position], position)
         if self._plan.drop_completion:
             self.tally.completion_tokens -= len(delta.token_ids)
         elif delta.text or delta.logprobs or (delta.token_ids and self._plan.return_token_ids):
@@ -149,10 +154,13 @@ class CompletionFrames(_Frames):
             )
         )
 
-    def _echo(self, index: int, step: Step) -> Iterator[bytes]:
-        text = self._prompts[step.prompt_index].text or ""
+    def _echo(self, index: int, prompt: Prompt, position: int) -> Iterator[bytes]:
+        text = prompt.text or ""
         self._offsets[index] = len(text)
-        logprobs = completion_logprobs(step.prompt_logprobs, self._plan)
+        echoed = self._echoed.get(position)
+        logprobs = completion_logprobs(echoed, self._plan)
+        if logprobs is not None and echoed and echoed[0] is None:
+            name_first_token(logprobs, prompt, self._plan)
         yield self._frame(CompletionChoice(index=index, text=text, logprobs=logprobs))
 
 

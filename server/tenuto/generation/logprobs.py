@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tenuto.engine.types import TokenLogprob
+from tenuto.engine.types import Prompt, TokenLogprob
 from tenuto.generation.translate import Plan
 from tenuto.wire.responses import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
 
@@ -10,9 +10,7 @@ from tenuto.wire.responses import ChatLogprob, ChatLogprobs, CompletionLogprobs,
 LEAST_LOGPROB = -9999.0
 
 
-def chat_logprobs(
-    entries: Sequence[TokenLogprob] | None, plan: Plan
-) -> ChatLogprobs | None:
+def chat_logprobs(entries: Sequence[TokenLogprob] | None, plan: Plan) -> ChatLogprobs | None:
     if entries is None or plan.logprobs is None:
         return None
     return ChatLogprobs(content=[_chat_entry(entry, plan) for entry in entries])
@@ -46,6 +44,17 @@ def _append(
     logprobs.tokens.append(token)
     logprobs.token_logprobs.append(_finite(entry.logprob))
     logprobs.top_logprobs.append({token: _finite(entry.logprob)} | top if plan.logprobs else None)
+
+
+def name_first_token(logprobs: CompletionLogprobs, prompt: Prompt, plan: Plan) -> None:
+    """The engine has no entry for the first prompt token: its text is what the others leave."""
+    text = prompt.text or ""
+    rest = sum(len(token) for token in logprobs.tokens[1 : len(prompt.token_ids)])
+    first = text[: max(0, len(text) - rest)]
+    if plan.token_ids_as_text:
+        first = token_text(prompt.token_ids[0], None, plan)
+    logprobs.tokens[0] = first
+    logprobs.text_offset[1:] = [offset + len(first) for offset in logprobs.text_offset[1:]]
 
 
 def token_text(token_id: int, token: str | None, plan: Plan) -> str:

@@ -49,7 +49,7 @@ class Generation:
         return await anext(self._source)
 
     async def aclose(self) -> None:
-        """Aborts in the engine first, then releases: a model must not be evicted while it decodes."""
+        """Aborts in the engine, then releases: a model must not be evicted while it decodes."""
         try:
             await self._source.aclose()
         finally:

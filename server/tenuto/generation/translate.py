@@ -82,7 +82,9 @@ def chat_plan(request: ChatRequest, facts: ModelFacts, bounds: Bounds) -> Plan:
 
 def completion_plan(request: CompletionRequest, facts: ModelFacts, bounds: Bounds) -> Plan:
     plan = _plan(request, request.logprobs, facts, bounds)
-    asked = DEFAULT_COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    asked = request.max_tokens
+    if asked is None:
+        asked = min(DEFAULT_COMPLETION_MAX_TOKENS, facts.max_model_len)
     sampling = _limited(plan, max(asked, 1), "max_tokens", facts, bounds)
     if request.echo and request.logprobs is not None:
         sampling = replace(sampling, prompt_logprobs=request.logprobs)
@@ -186,7 +188,9 @@ def _sampling(request: GenerationRequest, facts: ModelFacts, bounds: Bounds) -> 
         skip_special_tokens=given("skip_special_tokens", True),
         spaces_between_special_tokens=given("spaces_between_special_tokens", True),
         prompt_logprobs=request.prompt_logprobs,
-        logit_bias={int(k): v for k, v in request.logit_bias.items()} if request.logit_bias else None,
+        logit_bias={int(k): v for k, v in request.logit_bias.items()}
+        if request.logit_bias
+        else None,
         bad_words=tuple(given("bad_words", ())),
         allowed_token_ids=tuple(request.allowed_token_ids) if request.allowed_token_ids else None,
         constraint=_constraint(request, bounds),
@@ -202,8 +206,7 @@ def _constraint(request: GenerationRequest, bounds: Bounds) -> Constraint | None
     asked = constrained(request, bounds)
     if asked is None:
         return None
-    value = tuple(asked.value) if asked.kind == "choice" else asked.value
-    return Constraint(param=asked.param, **{asked.kind: value})
+    return Constraint(asked.param, asked.kind, asked.value)
 
 
 def _limited(

@@ -24,9 +24,11 @@ def pull(source: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        path = snapshot_download(source, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"])
+        path = snapshot_download(
+            source, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"]
+        )
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{source}: cannot be downloaded: {reason}") from None
     return Path(path)
 

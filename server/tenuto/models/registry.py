@@ -1,5 +1,7 @@
 """`model_registry.yaml`: which models there are, and how each is served."""
 
+import re
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,12 +9,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from tenuto.engine.arguments import engine_argument_names
 from tenuto.engine.types import EngineSpec
 from tenuto.errors import ConfigError, quoted
 from tenuto.models.checkpoint import is_directory_source, locate
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d+)?) ?({'|'.join(UNITS)})")
 # Fields of vLLM's that the server sets itself, and the registry key to use in their place.
 OWNED_ENGINE_ARGS = {
     "model": "source",
@@ -36,11 +38,12 @@ OWNED_ENGINE_ARGS = {
 
 def bytes_of(text: Any) -> Any:
     """`12GiB` as bytes; whole numbers are bytes already."""
-    if isinstance(text, str):
-        for unit, factor in reversed(UNITS.items()):
-            if text.endswith(unit):
-                return int(float(text.removesuffix(unit)) * factor)
-    return text
+    if not isinstance(text, str):
+        return text
+    size = SIZE.fullmatch(text)
+    if size is None:
+        raise ValueError("should be a size such as 12GiB")
+    return int(float(size[1]) * UNITS[size[2]])
 
 
 Bytes = Annotated[int, BeforeValidator(bytes_of)]
@@ -124,8 +127,11 @@ class Registry:
         return [entry for entry in self.entries.values() if entry.checkpoint is not None]
 
 
-def load_registry(path: Path) -> Registry:
-    """Errors: `ConfigError`, one line that names the model and the key."""
+def load_registry(path: Path, engine_arguments: Collection[str] | None = None) -> Registry:
+    """`engine_arguments` are the names that vLLM knows; None takes any.
+
+    Errors: `ConfigError`, one line that names the model and the key.
+    """
     document = _document(path)
     unknown = document.keys() - {"defaults", "models"}
     if unknown:
@@ -135,6 +141,8 @@ def load_registry(path: Path) -> Registry:
     if not isinstance(rows, list) or not isinstance(defaults, dict):
         raise ConfigError(f"{path.name}: `defaults` must be a mapping and `models` a list")
     entries = [_entry(path, defaults, row, position) for position, row in enumerate(rows)]
+    for entry in entries:
+        _judge_engine_args(f"{path.name}: model {entry.id!r}", entry, engine_arguments)
     _refuse_duplicates(path, entries)
     return Registry(entries)
 
@@ -144,7 +152,7 @@ def _document(path: Path) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path.name}: not valid YAML{where}") from None
@@ -161,7 +169,7 @@ def _entry(path: Path, defaults: dict[str, Any], row: Any, position: int) -> Ent
     if "directory" in row:
         raise ConfigError(f"{where}: key `directory`: unknown key")
     try:
-        entry = Entry(**(defaults | row), directory=path.resolve().parent)
+        entry = Entry.model_validate(defaults | row | {"directory": path.resolve().parent})
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in detail["loc"])
@@ -171,7 +179,6 @@ def _entry(path: Path, defaults: dict[str, Any], row: Any, position: int) -> Ent
             f"{where}: key `{key}`: {detail['msg']}, got {quoted(detail['input'])}"
         ) from None
     _judge_files(where, entry)
-    _judge_engine_args(where, entry)
     return entry
 
 
@@ -183,13 +190,12 @@ def _judge_files(where: str, entry: Entry) -> None:
         raise ConfigError(f"{where}: key `chat_template`: no file {template}")
 
 
-def _judge_engine_args(where: str, entry: Entry) -> None:
+def _judge_engine_args(where: str, entry: Entry, known: Collection[str] | None) -> None:
     for name in entry.engine_args:
         if name in OWNED_ENGINE_ARGS:
             raise ConfigError(
                 f"{where}: key `engine_args.{name}`: use instead: {OWNED_ENGINE_ARGS[name]}"
             )
-        known = engine_argument_names()
         if known is not None and name not in known:
             raise ConfigError(
                 f"{where}: key `engine_args.{quoted(name)}`: vLLM has no such argument"

@@ -64,5 +64,3 @@ class Metrics:
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
-
-

@@ -37,7 +37,8 @@ def judge_chat(request: ChatRequest, bounds: Bounds) -> None:
 
 def judge_completion(request: CompletionRequest, bounds: Bounds) -> None:
     """Errors: `BadRequest`, with the param to blame."""
-    _judge_prompt(request.prompt, bounds)
+    if not all(judge_batch(request.prompt, bounds)):
+        raise BadRequest("prompt must be non-empty.", param="prompt")
     _judge_generation(request, bounds, least_max_tokens=0 if request.echo else 1)
     if request.suffix:
         raise BadRequest("suffix must be left out: no model here fills in.", param="suffix")
@@ -79,14 +80,14 @@ def judge_template(template: object, arguments: dict[str, Any] | None, bounds: B
         )
 
 
-def _judge_prompt(prompt: str | list[Any], bounds: Bounds) -> None:
+def judge_batch(prompt: str | list[Any], bounds: Bounds) -> list[Any]:
+    """The prompts of a batch. Errors: `BadRequest`."""
     batch = prompt if isinstance(prompt, list) and not _is_token_ids(prompt) else [prompt]
     if not 1 <= len(batch) <= bounds.prompts:
         raise BadRequest(
             f"prompt must hold 1 to {bounds.prompts} prompts, got {len(batch)}.", param="prompt"
         )
-    if any(len(item) == 0 for item in batch):
-        raise BadRequest("prompt must be non-empty.", param="prompt")
+    return batch
 
 
 def _is_token_ids(prompt: list[Any]) -> bool:
@@ -115,12 +116,15 @@ def _judge_generation(
     if asked is not None and request.detokenize is False:
         _refuse_without_text(asked.param)
     if request.priority:
-        raise BadRequest("priority must be left out: this key has no right to it.", param="priority")
+        raise BadRequest(
+            "priority must be left out: this key has no right to it.", param="priority"
+        )
 
 
 def _judge_ranges(request: GenerationRequest, bounds: Bounds, least_max_tokens: int) -> None:
     for name, interval in ranges(bounds).items():
-        value = getattr(request, name, None)
+        # Not getattr alone: an unknown field's value, of any type, is an attribute too.
+        value = getattr(request, name) if name in type(request).model_fields else None
         if name == "max_tokens" and value == least_max_tokens:
             continue
         if value is not None and not interval.admits(value):

@@ -1,6 +1,6 @@
 """The requests of the contract. Types only: ranges are in `bounds`, contradictions in `judge`.
 
-A field that is null counts as left out. Unknown fields are kept aside, so that they can be reported.
+A null field counts as left out. Unknown fields are kept aside, so that they can be reported.
 """
 
 from typing import Annotated, Any, Literal
@@ -128,7 +128,7 @@ class CompletionRequest(GenerationRequest):
 
 
 class CounterRequest(Request):
-    prompt: str | list[str] | None = None
+    prompt: str | list[str] | TokenIds | list[TokenIds] | None = None
     messages: list[Message] | None = None
 
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from tenuto.engine.safetensors_file import read_shard, write_shard
 from tenuto.errors import CheckpointError
-from tenuto.models.safetensors_file import read_shard, write_shard
-from tests.models.fp8_tensors import TENSORS, read_tensors, write_tensors
+from tests.engine.fp8_tensors import TENSORS, read_tensors, write_tensors
 
 
 @pytest.fixture

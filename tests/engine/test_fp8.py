@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from tenuto.engine import fp8
+from tenuto.engine.fp8 import compressed_tensors_twin
 from tenuto.errors import CheckpointError
-from tenuto.models import fp8
-from tenuto.models.fp8 import compressed_tensors_twin
-from tests.models.fp8_tensors import (
+from tests.engine.fp8_tensors import (
     BITS,
     DOWN,
     EMBEDDING,
@@ -85,7 +85,7 @@ def test_fp8_bits_are_unchanged_and_the_scale_is_repeated(checkpoint: Path, cach
 def test_large_tensors_are_copied_in_chunks(
     checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenuto.models.safetensors_file.CHUNK_BYTES", 7)
+    monkeypatch.setattr("tenuto.engine.safetensors_file.CHUNK_BYTES", 7)
     twin = read_tensors(compressed_tensors_twin(checkpoint, cache))
     assert twin[Q] == TENSORS[Q]
     assert twin[DOWN] == TENSORS[DOWN]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tenuto.models.safetensors_file import read_shard
+from tenuto.engine.safetensors_file import read_shard
 
 Named = Mapping[str, tuple[str, list[int], bytes]]
 

@@ -1,0 +1,190 @@
+"""The registry file: what is refused names the model and the key, in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tenuto.errors import ConfigError
+from tenuto.models.registry import OWNED_ENGINE_ARGS, Entry, Registry, load_registry
+from tests.conftest import make_checkpoint, make_registry
+
+ROW: dict[str, Any] = {"id": "demo", "source": "./checkpoint"}
+
+
+def load(directory: Path, document: Any) -> Registry:
+    make_checkpoint(directory / "checkpoint")
+    path = directory / "registry.yaml"
+    path.write_text(document if isinstance(document, str) else yaml.safe_dump(document))
+    return load_registry(path)
+
+
+def complaint(directory: Path, document: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(directory, document)
+    assert "\n" not in caught.value.message
+    return caught.value.message.removeprefix("registry.yaml: ")
+
+
+ODD_ROW: dict[Any, Any] = {**ROW, 1: 2}
+
+
+def with_row(**fields: Any) -> dict[str, Any]:
+    return {"models": [{**ROW, **fields}]}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("models: [", "not valid YAML in line 1"),
+        ("- a", "must hold a mapping with `models`"),
+        ("", "must hold a mapping with `models`"),
+        ({"models": [], "model": []}, "unknown key model"),
+        ({"models": [], "defaults": ["a"]}, "`defaults` must be a mapping and `models` a list"),
+        ({"models": {"a": 1}}, "`defaults` must be a mapping and `models` a list"),
+        ({"models": ["demo"]}, "model 1: must be a mapping"),
+        ({"models": [{"source": "./checkpoint"}]}, "model 1: key `id`: Field required"),
+        (with_row(**{"1": 2}), "model 'demo': key `1`: unknown key"),
+        ({"models": [ODD_ROW]}, "model 'demo': key `1`: Keys should be strings"),
+        ({"models": [{"id": "demo"}]}, "model 'demo': key `source`: Field required"),
+        (with_row(max_model_length=5), "model 'demo': key `max_model_length`: unknown key"),
+        (with_row(directory="/"), "model 'demo': key `directory`: unknown key"),
+        (with_row(max_model_len=0), "model 'demo': key `max_model_len`: Input should be greater"),
+        (with_row(load="now"), "model 'demo': key `load`: Input should be 'eager' or 'on_demand'"),
+        (
+            with_row(gpu_memory="12GB"),
+            "model 'demo': key `gpu_memory`: Value error, should be a",
+        ),
+        (with_row(gpu_memory="manyGiB"), "model 'demo': key `gpu_memory`: Value error"),
+        (with_row(gpu_memory="infGiB"), "model 'demo': key `gpu_memory`: Value error"),
+        (with_row(gpu_memory=5), "model 'demo': key `gpu_memory`: Input should be greater"),
+        (
+            {"defaults": {"dtype": "int4"}, "models": [ROW]},
+            "model 'demo': key `dtype`: Input should be 'auto'",
+        ),
+        (with_row(source="./gone"), "model 'demo': key `source`: no checkpoint in directory"),
+        (with_row(chat_template="t.jinja"), "model 'demo': key `chat_template`: no file t.jinja"),
+        (
+            {"models": [ROW, ROW]},
+            "model 'demo': key `id`: 'demo' already names 'demo'",
+        ),
+        (
+            {"models": [ROW, {**ROW, "id": "b", "aliases": ["demo"]}]},
+            "model 'b': key `aliases`: 'demo' already names 'demo'",
+        ),
+    ],
+)
+def test_refused(tmp_path: Path, document: Any, message: str) -> None:
+    assert complaint(tmp_path, document).startswith(message)
+
+
+@pytest.mark.parametrize("key", sorted(Entry.model_fields.keys() - {"directory"}))
+def test_every_key_is_documented(key: str) -> None:
+    operations = Path(__file__).parents[2] / "docs" / "operations.md"
+    assert f"`{key}`" in operations.read_text()
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_registry(tmp_path / "gone.yaml")
+
+
+def test_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "registry.yaml"
+    path.write_bytes(b"models: \xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_registry(path)
+
+
+@pytest.mark.parametrize("name", OWNED_ENGINE_ARGS)
+def test_engine_arguments_that_the_server_owns(tmp_path: Path, name: str) -> None:
+    message = complaint(tmp_path, with_row(engine_args={name: 1}))
+    assert message == (
+        f"model 'demo': key `engine_args.{name}`: use instead: {OWNED_ENGINE_ARGS[name]}"
+    )
+
+
+def test_engine_arguments_that_vllm_does_not_have(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint")
+    path = tmp_path / "registry.yaml"
+    path.write_text(yaml.safe_dump(with_row(engine_args={"max_num_seqs": 1, "max_seqs": 1})))
+    with pytest.raises(ConfigError) as caught:
+        load_registry(path, {"max_num_seqs"})
+    assert caught.value.message == (
+        "registry.yaml: model 'demo': key `engine_args.max_seqs`: vLLM has no such argument"
+    )
+    assert load_registry(path).entries["demo"].engine_args["max_seqs"] == 1
+
+
+def test_defaults_are_for_all_and_an_entry_wins(tmp_path: Path) -> None:
+    registry = load(
+        tmp_path,
+        {
+            "defaults": {"gpu_memory": "1.5GiB", "dtype": "float32"},
+            "models": [ROW, {**ROW, "id": "b", "dtype": "float16"}],
+        },
+    )
+    first, second = registry.entries.values()
+    assert (first.gpu_memory, first.dtype) == (3 << 29, "float32")
+    assert (second.gpu_memory, second.dtype) == (3 << 29, "float16")
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        (1 << 20, 1 << 20),
+        ("2097152B", 2 << 20),
+        ("2048KiB", 2 << 20),
+        ("2 MiB", 2 << 20),
+        ("0.5GiB", 1 << 29),
+        ("2TiB", 2 << 40),
+    ],
+)
+def test_gpu_memory(tmp_path: Path, text: object, num_bytes: int) -> None:
+    registry = load(tmp_path, with_row(gpu_memory=text))
+    assert registry.entries["demo"].gpu_memory == num_bytes
+
+
+def test_models_are_found_by_id_and_alias(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path, [{"id": "owner/demo", "aliases": ["a", "b/c"]}])
+    entry = registry.entries["owner/demo"]
+    assert [registry.find(name) for name in ("owner/demo", "a", "b/c")] == [entry] * 3
+    assert registry.find("demo") is None
+
+
+def test_present_are_those_on_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    registry = make_registry(tmp_path, [{"id": "demo"}, {"id": "far", "source": "owner/far"}])
+    assert [entry.id for entry in registry.present()] == ["demo"]
+
+
+def test_spec_is_resolved_to_this_host(tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    registry = make_registry(
+        tmp_path,
+        [
+            {
+                "id": "demo",
+                "chat_template": "t.jinja",
+                "gpu_memory": "2MiB",
+                "max_model_len": 64,
+                "tensor_parallel_size": 2,
+                "engine_args": {"max_num_seqs": 4},
+            }
+        ],
+    )
+    spec = registry.entries["demo"].spec()
+    assert spec.checkpoint == tmp_path / "checkpoint"
+    assert spec.chat_template == "{{ messages }}"
+    assert (spec.kv_cache_memory_bytes, spec.max_model_len) == (2 << 20, 64)
+    assert spec.tensor_parallel_size == 2
+    assert spec.engine_args == {"max_num_seqs": 4}
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"), [("./checkpoint", "demo"), ("owner/name", "owner/name")]
+)
+def test_source_id_is_never_a_path(tmp_path: Path, source: str, shown: str) -> None:
+    registry = make_registry(tmp_path, [{"id": "demo", "source": source}])
+    assert registry.entries["demo"].source_id == shown
