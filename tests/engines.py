@@ -34,3 +34,24 @@ class StepwiseBackend(FakeBackend):
         engine = StepwiseEngine(self.reply, allowed=self.allowed)
         self.engines[spec.model_id] = engine
         return engine
+
+
+@dataclass
+class FaultyEngine(FakeEngine):
+    """Breaks after its first step, in words that quote the request."""
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, request_id: str
+    ) -> AsyncGenerator[Step, None]:
+        async with aclosing(super().generate(prompt, sampling, request_id)) as steps:
+            async for step in steps:
+                yield step
+                raise ZeroDivisionError(prompt.text)
+
+
+@dataclass
+class FaultyBackend(FakeBackend):
+    async def engine(self, spec: EngineSpec) -> FaultyEngine:
+        engine = FaultyEngine(self.reply)
+        self.engines[spec.model_id] = engine
+        return engine

@@ -15,6 +15,7 @@ TenutoError
     ├── SystemPromptRejected 500  as the hosted API documents it
     ├── InternalError        500
     └── Unavailable          503  not loaded, draining
+        ├── NotLoaded        503  the server was started without it, or it failed
         └── EngineLost       503  the engine ended under a running request
 """
 
@@ -127,6 +128,14 @@ class Unavailable(ApiError):
 
     def __init__(self, message: str, *, retry_after_s: int = 5) -> None:
         super().__init__(message, headers={"retry-after": str(retry_after_s)})
+
+
+class NotLoaded(Unavailable):
+    """Asking again soon cannot help; clients that would, wait a minute for nothing."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=60)
+        self.headers["x-should-retry"] = "false"
 
 
 class EngineLost(Unavailable):

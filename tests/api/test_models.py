@@ -80,6 +80,7 @@ def test_facts(changing: Running, tmp_path: Path) -> None:
             "state": "ready",
             "reason": None,
             "license": "MIT",
+            "sampling_defaults": {},
             "loras": [],
         },
     }

@@ -11,7 +11,7 @@ import pytest
 
 from tenuto.engine.fake import FakeBackend, FakeEngine
 from tests.conftest import Running, Serve
-from tests.engines import StepwiseBackend, StepwiseEngine
+from tests.engines import FaultyBackend, StepwiseBackend, StepwiseEngine
 from tests.sse import DONE, chat_body, choices_of, connected, events, read_until, request_bytes
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
@@ -249,16 +249,18 @@ def test_after_a_loss_the_model_is_unavailable(own: Running) -> None:
     unavailable(own.chat())
 
 
-def test_our_own_fault_in_mid_stream(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    def reply(prompt: Any, sampling: Any, index: int) -> str:
-        if index:
-            raise ZeroDivisionError(SECRET)
-        return "x"
-
-    server = serve(backend=FakeBackend(reply=reply))
-    response = server.chat(n=2, stream=True)
-    assert response.status_code == 500
-    assert response.json()["error"]["type"] == "internal_server_error"
-    assert SECRET not in response.text + caplog.text
+@pytest.mark.parametrize("path", PATHS)
+def test_our_own_fault_in_mid_stream(
+    serve: Serve, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(backend=FaultyBackend())
+    body = {**chat_body(stream=True), "prompt": SECRET}
+    response = server.client.post(path, json=body)
+    stream = events(response.text)
+    assert response.status_code == 200
+    assert stream[-1]["error"]["type"] == "internal_server_error"
+    assert DONE not in stream
     assert "ZeroDivisionError" in caplog.text
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("tenuto")]
+    assert SECRET not in response.text + "".join(ours)
     server.left()

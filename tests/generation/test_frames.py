@@ -125,6 +125,15 @@ def test_echo_with_log_probabilities_names_every_token() -> None:
     assert text["text_offset"] == [3]
 
 
+def test_echo_names_token_ids_when_asked() -> None:
+    frames = text_frames(echo=True, logprobs=0, return_tokens_as_token_ids=True)
+    prompt_logprobs = [None, TokenLogprob(2, "b", -1.0), TokenLogprob(3, "c", -2.0)]
+    step = Step([Delta(0, "x", [7])], prompt_logprobs=prompt_logprobs)
+    (echo, *_) = written(frames.step(step))
+    tokens = echo["choices"][0]["logprobs"]["tokens"]
+    assert tokens == ["token_id:1", "token_id:2", "token_id:3"]
+
+
 def test_echo_with_log_probabilities_for_every_choice() -> None:
     frames = text_frames(echo=True, logprobs=0, n=2)
     prompt_logprobs: list[TokenLogprob | None] = [None, TokenLogprob(2, "bc", -1.0)]

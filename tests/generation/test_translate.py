@@ -109,7 +109,6 @@ def test_candidates(
     made = plan(kind, stream=True, **fields)
     assert (made.n, made.sampling.n, made.sampling.stream) == (n, candidates, streams)
     assert made.stream
-    assert made.ranked is (candidates > n)
     assert made.sampling.logprobs == (0 if candidates > n else None)
     assert made.logprobs is None
 

@@ -26,7 +26,7 @@ DOCUMENTED: dict[str, Any] = {
 AT_ONCE = 16
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fp8_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """The same weights in the other FP8 format, which vLLM's CPU build does not load as it is."""
     directory = tmp_path_factory.mktemp("fp8")

@@ -42,7 +42,7 @@ async def test_model_that_was_not_asked_for_is_cold(tmp_path: Path) -> None:
     pool = make_pool(tmp_path, FakeBackend())
     with pytest.raises(Unavailable, match="demo is not loaded") as caught:
         pool.lease(pool.slots["demo"].entry)
-    assert caught.value.headers == {"retry-after": "60"}
+    assert caught.value.headers == {"retry-after": "60", "x-should-retry": "false"}
     assert pool.unfinished() == {}
 
 
@@ -80,7 +80,7 @@ async def test_engine_that_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(EngineStartError, match="told to fail"):
         await pool.load(["demo"])
     slot = pool.slots["demo"]
-    assert (slot.state, slot.reason) == ("failed", "model demo: did not start: told to fail")
+    assert (slot.state, slot.reason) == ("failed", "it did not load")
     with pytest.raises(Unavailable, match="demo has failed"):
         pool.lease(slot.entry)
 
@@ -88,11 +88,15 @@ async def test_engine_that_does_not_start(tmp_path: Path) -> None:
 async def test_tokenizer_that_does_not_load(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """At start the owner reads why; a client is told no path of the host."""
     backend = HeldBackend(broken_tokenizer=True)
     pool = make_pool(tmp_path, backend)
-    with pytest.raises(EngineStartError, match="its tokenizer did not load"):
+    with pytest.raises(CheckpointError, match="no tokenizer in /some/path"):
         await pool.load(["demo"])
     assert pool.slots["demo"].state == "failed"
+    assert "/some/path" not in (pool.slots["demo"].reason or "")
+    with pytest.raises(Unavailable, match="its tokenizer did not load"):
+        await pool.prompts(pool.slots["demo"].entry)
     assert "no tokenizer in /some/path" in caplog.text
     assert pool.slots["demo"].facts() is None
 

@@ -9,9 +9,10 @@ from tests.conftest import MODEL, Running
 from tests.sse import chat_body, connected, request_bytes
 
 
-def value(server: Running, name: str, **labels: str) -> float:
+def value(own: Running, name: str, **labels: str) -> float:
     """A sample; 0 where it was never counted."""
-    for family in text_string_to_metric_families(server.client.get("/metrics").text):
+    text = own.services.metrics.render().decode()
+    for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name == name and labels.items() <= sample.labels.items():
                 return sample.value
@@ -35,6 +36,7 @@ def test_requests_are_counted_by_route_and_status(own: Running) -> None:
     own.chat(max_tokens=3)
     own.chat(max_tokens=0)
     own.client.get("/v1/nowhere")
+    own.left()
     route = "/v1/chat/completions"
     for status in ("200", "400"):
         assert value(own, "tenuto_requests_total", route=route, status=status) == 1
@@ -44,13 +46,15 @@ def test_requests_are_counted_by_route_and_status(own: Running) -> None:
 
 def test_an_unknown_model_makes_no_label(own: Running) -> None:
     own.chat(model="my-secret-project")
-    assert "my-secret-project" not in own.client.get("/metrics").text
+    own.left()
+    assert "my-secret-project" not in own.services.metrics.render().decode()
 
 
 def test_tokens_are_counted_streamed_or_not(own: Running) -> None:
     usage = own.chat(max_tokens=3, n=2).json()["usage"]
     own.chat(max_tokens=3, n=2, stream=True)
     own.complete("abc", max_tokens=3)
+    own.left()
     completion = value(own, "tenuto_completion_tokens_total", model=MODEL)
     prompt = value(own, "tenuto_prompt_tokens_total", model=MODEL)
     assert (completion, prompt) == (6 + 6 + 3, 2 * usage["prompt_tokens"] + 3)
@@ -73,5 +77,5 @@ def test_a_client_that_left_is_a_499(own: Running) -> None:
     with connected(own.url) as client:
         client.sendall(request_bytes("/v1/chat/completions", chat_body()))
         own.wait(engine.started)
-    own.wait(engine.idle)
+    own.left()
     assert value(own, "tenuto_requests_total", model=MODEL, status="499") == 1

@@ -28,6 +28,10 @@ def patterned(count: int) -> dict[str, Any]:
     return {"properties": {f"p{i}": {"pattern": SECRET} for i in range(count)}}
 
 
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
 def biases(count: int) -> dict[str, float]:
     return {str(i): 1 for i in range(count)}
 
@@ -188,6 +192,7 @@ SETTINGS: dict[str, tuple[str, Fields, str]] = {
     "regex_bytes": ("chat", {"guided_regex": "ab"}, "guided_regex"),
     "grammar_bytes": ("chat", {"guided_grammar": "ab"}, "guided_grammar"),
     "choices": ("chat", {"guided_choice": ["a", "b"]}, "guided_choice"),
+    "tools": ("chat", {"tools": [tool("f"), tool("g")]}, "tools"),
     "template_kwargs": ("chat", {"chat_template_kwargs": {"a": 1, "b": 2}}, "chat_template_kwargs"),
 }
 

@@ -15,6 +15,7 @@ from tenuto.errors import ApiError, InternalError, TooLarge, Unavailable, encode
 logger = logging.getLogger(__name__)
 OPEN_PATHS = {"/health", "/health/liveliness", "/health/readiness", "/openapi.json", "/docs"}
 OPEN_PREFIXES = ("/static/",)
+CLIENT_LEFT = 499
 LOOPBACK = {"127.0.0.1", "::1"}
 
 
@@ -74,7 +75,8 @@ class Edge:
     def _record(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
         metrics = self._services.metrics
         route = getattr(scope.get("route"), "path", "unmatched")
-        metrics.requests.labels(route, exchange.model, exchange.status).inc()
+        status = exchange.status if exchange.ended else CLIENT_LEFT
+        metrics.requests.labels(route, exchange.model, status).inc()
         metrics.duration.labels(route).observe(seconds)
         if exchange.tally is not None:
             metrics.prompt_tokens.labels(exchange.model).inc(exchange.tally.prompt_tokens)
@@ -86,7 +88,7 @@ class Edge:
             exchange.request_id,
             scope["method"],
             route,
-            exchange.status,
+            status,
             seconds,
             exchange.model,
         )
@@ -105,6 +107,8 @@ def _noting(send: Send, exchange: Exchange) -> Send:
                 *message.get("headers", ()),
                 (b"x-request-id", exchange.request_id.encode()),
             ]
+        elif not message.get("more_body"):
+            exchange.ended = True
         await send(message)
 
     return noting

@@ -16,14 +16,15 @@ SCOPE_KEY = "tenuto.exchange"
 
 @dataclass
 class Exchange:
-    """`status` 499 is a client that left before its answer was whole."""
+    """`ended`: the answer's last byte was handed over; else the client left: a 499."""
 
     request_id: str
     key: Key | None = None
     model: str = ""
     tally: Tally | None = None
-    status: int = 499
+    status: int = 0
     started: bool = False
+    ended: bool = False
 
 
 def exchange_of(request: Request) -> Exchange:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import Exchange, exchange_of
-from tenuto.api.services import Services
+from tenuto.api.services import Services, policy_of
 from tenuto.api.stream import ClientGone, EventStream, Replay, Steps, until_disconnect
 from tenuto.engine.types import Prompt
 from tenuto.generation.answer import Head, returned
@@ -20,6 +20,7 @@ from tenuto.generation.run import Generation, start
 from tenuto.generation.translate import Plan
 from tenuto.models.pool import Lease
 from tenuto.models.registry import Entry
+from tenuto.wire.parse import with_defaults
 from tenuto.wire.requests import GenerationRequest
 
 
@@ -38,8 +39,9 @@ class GenerationRoutes:
         entry = self._services.entry(wire.model, endpoint.route)
         exchange = exchange_of(request)
         exchange.model = entry.id
+        wire = with_defaults(wire, entry.request_defaults)
         endpoint.judge(wire, self._services.bounds)
-        endpoint.admit(wire, entry.system_prompt)
+        endpoint.admit(wire, policy_of(entry))
         work = self._respond(wire, entry, endpoint, exchange)
         try:
             return await until_disconnect(request.receive, work)
@@ -75,7 +77,8 @@ class GenerationRoutes:
     ) -> tuple[Generation, Plan]:
         prompts = await self._services.pool.prompts(entry)
         plan = endpoint.plan(wire, prompts.facts, self._services.bounds)
-        rendered = await endpoint.render(wire, prompts, entry.system_prompt)
+        plan = plan.stopping_at(entry.stop_token_ids)
+        rendered = await endpoint.render(wire, prompts, policy_of(entry))
         generation = await start(
             lease.engine,
             rendered,

@@ -40,6 +40,7 @@ class ModelRoutes:
             "state": slot.state,
             "reason": slot.reason,
             "license": entry.license,
+            "sampling_defaults": entry.request_defaults,
             "loras": [],
         }
         return ModelInfo(entry.id, {}, info)

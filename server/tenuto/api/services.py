@@ -5,10 +5,15 @@ from dataclasses import dataclass, field
 
 from tenuto.access.keys import Keys
 from tenuto.errors import UnknownModel
+from tenuto.generation.policy import Policy
 from tenuto.models.pool import Pool
 from tenuto.models.registry import Entry, Registry
 from tenuto.observe.metrics import Metrics
 from tenuto.wire.bounds import Bounds
+
+
+def policy_of(entry: Entry) -> Policy:
+    return Policy(entry.system_prompt, entry.tool_parser is not None)
 
 
 class Gate:

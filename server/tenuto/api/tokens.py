@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import exchange_of
-from tenuto.api.services import Services
+from tenuto.api.services import Services, policy_of
 from tenuto.engine.types import Prompt, TextPrompt
 from tenuto.errors import BadRequest
 from tenuto.generation.endpoint import admit_chat, render_chat, render_text
@@ -35,7 +35,7 @@ class TokenRoutes:
         if wire.prompt is not None:
             judge_batch(wire.prompt, self._services.bounds)
             text = CompletionRequest.model_construct(model=wire.model, prompt=wire.prompt)
-            rendered = await render_text(text, prompts, entry.system_prompt, bounded=False)
+            rendered = await render_text(text, prompts, policy_of(entry), bounded=False)
         else:
             chat = ChatRequest.model_construct(model=wire.model, messages=wire.messages or [])
             rendered = [await self._chat(chat, entry)]
@@ -80,9 +80,9 @@ class TokenRoutes:
 
     async def _chat(self, chat: ChatRequest, entry: Entry) -> Prompt:
         judge_messages(chat.messages, self._services.bounds)
-        admit_chat(chat, entry.system_prompt)
+        admit_chat(chat, policy_of(entry))
         prompts = await self._services.pool.prompts(entry)
-        rendered = await render_chat(chat, prompts, entry.system_prompt, bounded=False)
+        rendered = await render_chat(chat, prompts, policy_of(entry), bounded=False)
         return rendered[0]
 
 

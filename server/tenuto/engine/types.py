@@ -1,9 +1,9 @@
 """What passes between the API and an engine. Knows neither HTTP nor vLLM."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -25,6 +25,8 @@ class EngineSpec:
     pipeline_parallel_size: int = 1
     chat_template: str | None = None
     trust_remote_code: bool = False
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -37,12 +39,43 @@ class ModelFacts:
     quantization: str | None = None
 
 
+class ToolCall(msgspec.Struct):
+    """A call, or what one gained: `id` and `name` come with its first piece."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+class Parsed(msgspec.Struct):
+    """What a piece of text turned out to be."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = []
+
+
+class AnswerParser(Protocol):
+    """Tells content, reasoning and tool calls of one choice apart; fed in pieces, or with all."""
+
+    def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Parsed: ...
+
+    def whole(self, text: str, token_ids: Sequence[int]) -> Parsed: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A rendered prompt: `token_ids` is exactly what the engine sees, and what is counted."""
+    """A rendered prompt: `token_ids` is exactly what the engine sees, and what is counted.
+
+    `parser` makes one parser per choice, for a model that has parsers; with `keep_special_tokens`
+    it needs them in the text.
+    """
 
     token_ids: list[int]
     text: str | None = None
+    parser: Callable[[], AnswerParser] | None = None
+    keep_special_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +88,8 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
+    """`parse_tools`: the model may call them of its own accord, and its parser finds the calls."""
+
     messages: list[dict[str, Any]]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -62,6 +97,8 @@ class ChatPrompt:
     truncate_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+    parse_tools: bool = False
 
 
 @dataclass(frozen=True, slots=True)

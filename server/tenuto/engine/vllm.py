@@ -50,7 +50,7 @@ class VllmBackend:
     def _prompts(self, spec: EngineSpec) -> VllmPrompts:
         args = _common_args(spec) | {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
         with _named(spec, "cannot render prompts"):
-            return VllmPrompts(AsyncEngineArgs(**args).create_engine_config(), spec.chat_template)
+            return VllmPrompts(AsyncEngineArgs(**args).create_engine_config(), spec)
 
     def _start(self, spec: EngineSpec) -> "VllmEngine":
         began = time.monotonic()
@@ -144,6 +144,9 @@ def _common_args(spec: EngineSpec) -> dict[str, Any]:
         "pipeline_parallel_size": spec.pipeline_parallel_size,
         "trust_remote_code": spec.trust_remote_code,
     }
+    if spec.reasoning_parser is not None:
+        # So that constraints begin where the reasoning ends.
+        args["reasoning_parser"] = spec.reasoning_parser
     if spec.max_model_len is not None:
         args["max_model_len"] = spec.max_model_len
     return args

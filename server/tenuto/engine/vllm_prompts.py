@@ -10,14 +10,15 @@ from vllm.inputs import TokensPrompt
 from vllm.renderers import ChatParams, TokenizeParams
 from vllm.renderers.registry import renderer_from_config
 
-from tenuto.engine.types import ChatPrompt, ModelFacts, Prompt, TextPrompt
+from tenuto.engine.types import ChatPrompt, EngineSpec, ModelFacts, Prompt, TextPrompt
 from tenuto.engine.vllm_errors import translated
+from tenuto.engine.vllm_parsers import Parsers
 
 
 class VllmPrompts:
     """`tenuto.engine.base.Prompts` for one model."""
 
-    def __init__(self, config: VllmConfig, chat_template: str | None) -> None:
+    def __init__(self, config: VllmConfig, spec: EngineSpec) -> None:
         model = config.model_config
         self.facts = ModelFacts(
             max_model_len=model.max_model_len,
@@ -25,13 +26,17 @@ class VllmPrompts:
             quantization=model.quantization,
         )
         self._renderer = renderer_from_config(config)
-        self._chat_template = chat_template
+        self._chat_template = spec.chat_template
+        self._parsers = Parsers(
+            model, self._renderer.get_tokenizer(), spec.tool_parser, spec.reasoning_parser
+        )
 
     async def chat(self, chat: ChatPrompt, *, bounded: bool = True) -> Prompt:
         params = ChatParams(
             chat_template=self._chat_template,
             chat_template_kwargs={
                 **chat.template_kwargs,
+                "tools": list(chat.tools) or None,
                 "add_generation_prompt": chat.add_generation_prompt,
                 "continue_final_message": chat.continue_final_message,
             },
@@ -39,7 +44,16 @@ class VllmPrompts:
         with translated("messages"):
             tokenize = self._tokenize_params(chat, self._renderer.default_chat_tok_params, bounded)
             _, rendered = await self._renderer.render_chat_async([chat.messages], params, tokenize)
-        return Prompt(rendered[0]["prompt_token_ids"], rendered[0].get("prompt"))
+            parsers = self._parsers.of(chat)
+        token_ids = rendered[0]["prompt_token_ids"]
+        if parsers is None:
+            return Prompt(token_ids, rendered[0].get("prompt"))
+        return Prompt(
+            token_ids,
+            rendered[0].get("prompt"),
+            parsers.for_prompt(token_ids),
+            parsers.keep_special_tokens,
+        )
 
     async def text(self, text: TextPrompt, *, bounded: bool = True) -> Prompt:
         with translated("prompt"):

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from tenuto import __version__
-from tenuto.engine.types import Prompt, TokenLogprob
+from tenuto.engine.types import Parsed, Prompt, TokenLogprob, ToolCall
 from tenuto.generation.fold import Choice, Folded, chosen
 from tenuto.generation.logprobs import (
     chat_logprobs,
@@ -15,6 +15,7 @@ from tenuto.generation.logprobs import (
     name_first_token,
     token_text,
 )
+from tenuto.generation.parsing import answer_parser, call_id
 from tenuto.generation.translate import Plan
 from tenuto.generation.usage import Tally
 from tenuto.wire.responses import (
@@ -24,7 +25,10 @@ from tenuto.wire.responses import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
+    FunctionCall,
+    MessageToolCall,
 )
+from tenuto.wire.tools import NamedTool
 
 SYSTEM_FINGERPRINT = f"tenuto-{__version__}"
 
@@ -61,7 +65,7 @@ def chat_answer(
         id=head.id,
         created=head.created,
         model=head.model,
-        choices=[_chat_choice(choice, plan) for choice in choices],
+        choices=[_chat_choice(choice, plan, prompts[0]) for choice in choices],
         usage=tally.usage(),
         system_fingerprint=SYSTEM_FINGERPRINT,
         prompt_logprobs=_prompt_logprobs(folded, 0, plan),
@@ -89,15 +93,38 @@ def completion_answer(
     return answer, tally
 
 
-def _chat_choice(choice: Choice, plan: Plan) -> ChatChoice:
+def _chat_choice(choice: Choice, plan: Plan, prompt: Prompt) -> ChatChoice:
+    parser = answer_parser(plan, prompt)
+    parsed = parser.whole(choice.text, choice.token_ids) if parser else Parsed(choice.text)
     return ChatChoice(
         index=choice.index,
-        message=ChatMessage(content=choice.text),
-        finish_reason=choice.finish_reason,
+        message=_message(parsed),
+        finish_reason=finish_of(choice.finish_reason, bool(parsed.tool_calls), plan),
         stop_reason=choice.stop_reason,
         logprobs=chat_logprobs(choice.logprobs, plan),
         token_ids=_asked_ids(choice.token_ids, plan),
     )
+
+
+def _message(parsed: Parsed) -> ChatMessage:
+    reasoning = parsed.reasoning or UNSET
+    return ChatMessage(
+        content=parsed.content if parsed.content or not parsed.tool_calls else None,
+        reasoning_content=reasoning,
+        reasoning=reasoning,
+        tool_calls=[_tool_call(call) for call in parsed.tool_calls] or UNSET,
+    )
+
+
+def _tool_call(call: ToolCall) -> MessageToolCall:
+    function = FunctionCall(call.name or "", call.arguments)
+    return MessageToolCall(function, id=call.id or call_id(), type="function")
+
+
+def finish_of(reason: str | None, called: bool, plan: Plan) -> str | None:
+    """OpenAI's: `tool_calls` when the model chose to call, `stop` when a function was named."""
+    named = isinstance(plan.forced_choice, NamedTool)
+    return "tool_calls" if called and reason == "stop" and not named else reason
 
 
 def _completion_choice(

@@ -6,9 +6,10 @@ from typing import Any
 
 from tenuto.engine.base import Prompts
 from tenuto.engine.types import ModelFacts, Prompt
-from tenuto.errors import SystemPromptRejected
+from tenuto.errors import BadRequest, SystemPromptRejected
 from tenuto.generation.answer import chat_answer, completion_answer
 from tenuto.generation.frames import ChatFrames, CompletionFrames
+from tenuto.generation.policy import Policy
 from tenuto.generation.translate import (
     Plan,
     chat_plan,
@@ -23,40 +24,46 @@ from tenuto.wire.requests import ChatRequest, CompletionRequest, Message
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`prompt_param` is the field that holds the prompt. `admit` and `render` take the registry's
-    `system_prompt` policy; `admit` is apart, so that no model is loaded for what it refuses."""
+    """`prompt_param` is the field that holds the prompt. `admit` is apart from `render`, so that
+    no model is loaded for what it refuses."""
 
     route: str
     kind: type[Any]
     id_prefix: str
     prompt_param: str
     judge: Callable[[Any, Bounds], None]
-    admit: Callable[[Any, str], None]
+    admit: Callable[[Any, Policy], None]
     plan: Callable[[Any, ModelFacts, Bounds], Plan]
-    render: Callable[[Any, Prompts, str], Awaitable[Sequence[Prompt]]]
+    render: Callable[[Any, Prompts, Policy], Awaitable[Sequence[Prompt]]]
     answer: Callable[..., Any]
     frames: Callable[..., Any]
 
 
-def admit_chat(request: ChatRequest, system_prompt: str) -> None:
-    """Errors: `SystemPromptRejected`."""
-    if system_prompt == "reject" and any(map(_is_system, request.messages)):
+def admit_chat(request: ChatRequest, policy: Policy) -> None:
+    """Errors: `SystemPromptRejected`, `BadRequest`."""
+    if policy.system_prompt == "reject" and any(map(_is_system, request.messages)):
         raise SystemPromptRejected(request.model)
+    if request.tools and request.tool_choice in (None, "auto") and not policy.has_tool_parser:
+        raise BadRequest(
+            "tools with tool_choice auto need a model with a tool_parser; this one takes "
+            "tool_choice 'required', a named function, or 'none'.",
+            param="tools",
+        )
 
 
-def admit_text(request: CompletionRequest, system_prompt: str) -> None:
+def admit_text(request: CompletionRequest, policy: Policy) -> None:
     """Texts have no system prompt."""
 
 
 async def render_chat(
-    request: ChatRequest, prompts: Prompts, system_prompt: str, *, bounded: bool = True
+    request: ChatRequest, prompts: Prompts, policy: Policy, *, bounded: bool = True
 ) -> list[Prompt]:
     """Errors: `BadRequest`."""
-    return [await prompts.chat(chat_prompt(request, system_prompt), bounded=bounded)]
+    return [await prompts.chat(chat_prompt(request, policy.system_prompt), bounded=bounded)]
 
 
 async def render_text(
-    request: CompletionRequest, prompts: Prompts, system_prompt: str, *, bounded: bool = True
+    request: CompletionRequest, prompts: Prompts, policy: Policy, *, bounded: bool = True
 ) -> list[Prompt]:
     """Errors: `BadRequest`."""
     rendered = [await prompts.text(text, bounded=bounded) for text in text_prompts(request)]

@@ -6,14 +6,21 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET
 
-from tenuto.engine.types import Delta, Prompt, Step, TokenLogprob
+from tenuto.engine.types import AnswerParser, Delta, Prompt, Step, TokenLogprob, ToolCall
 from tenuto.errors import ApiError, encoded
-from tenuto.generation.answer import SYSTEM_FINGERPRINT, Head
+from tenuto.generation.answer import SYSTEM_FINGERPRINT, Head, finish_of
 from tenuto.generation.fold import Choice, Folded
 from tenuto.generation.logprobs import chat_logprobs, completion_logprobs, name_first_token
+from tenuto.generation.parsing import answer_parser
 from tenuto.generation.translate import Plan
 from tenuto.generation.usage import Tally
-from tenuto.wire.responses import ChatChunkChoice, ChatDelta, CompletionChoice
+from tenuto.wire.responses import (
+    ChatChunkChoice,
+    ChatDelta,
+    CompletionChoice,
+    FunctionCall,
+    MessageToolCall,
+)
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -70,6 +77,11 @@ class ChatFrames(_Frames):
 
     object = "chat.completion.chunk"
 
+    def __init__(self, head: Head, prompts: Sequence[Prompt], plan: Plan) -> None:
+        super().__init__(head, prompts, plan)
+        self._parsers: dict[int, AnswerParser | None] = {}
+        self._callers: set[int] = set()
+
     def opening(self) -> bytes:
         delta = ChatDelta(role="assistant", content="")
         return b"".join(
@@ -81,24 +93,47 @@ class ChatFrames(_Frames):
         return b"".join(frame for delta in step.deltas for frame in self._delta(delta))
 
     def _delta(self, delta: Delta) -> Iterator[bytes]:
-        if delta.text or delta.logprobs or (delta.token_ids and self._plan.return_token_ids):
+        gained = self._gained(delta)
+        if gained or delta.logprobs or (delta.token_ids and self._plan.return_token_ids):
             yield self._frame(
                 ChatChunkChoice(
                     index=delta.index,
-                    delta=ChatDelta(content=delta.text),
+                    delta=gained or ChatDelta(content=""),
                     logprobs=chat_logprobs(delta.logprobs, self._plan),
                     token_ids=self._token_ids(delta),
                 )
             )
         if delta.finish_reason is not None:
+            called = delta.index in self._callers
             yield self._frame(
                 ChatChunkChoice(
                     index=delta.index,
                     delta=ChatDelta(),
-                    finish_reason=delta.finish_reason,
+                    finish_reason=finish_of(delta.finish_reason, called, self._plan),
                     stop_reason=delta.stop_reason,
                 )
             )
+
+    def _gained(self, delta: Delta) -> ChatDelta | None:
+        """What the client is told of this delta's text; None when that is nothing."""
+        if delta.index not in self._parsers:
+            self._parsers[delta.index] = answer_parser(self._plan, self._prompts[0])
+        parser = self._parsers[delta.index]
+        if parser is None:
+            return ChatDelta(content=delta.text) if delta.text else None
+        finished = delta.finish_reason is not None
+        parsed = parser.feed(delta.text, delta.token_ids, finished=finished)
+        if not (parsed.content or parsed.reasoning or parsed.tool_calls):
+            return None
+        if parsed.tool_calls:
+            self._callers.add(delta.index)
+        reasoning = parsed.reasoning or UNSET
+        return ChatDelta(
+            content=parsed.content or UNSET,
+            reasoning_content=reasoning,
+            reasoning=reasoning,
+            tool_calls=[_tool_call(call) for call in parsed.tool_calls] or UNSET,
+        )
 
 
 class CompletionFrames(_Frames):
@@ -178,3 +213,13 @@ def step_of(choices: Sequence[Choice], folded: Folded, plan: Plan) -> Iterator[S
         )
         cached = folded.cached_tokens.get(position, 0)
         yield Step([delta], cached, position, folded.prompt_logprobs.get(position))
+
+
+def _tool_call(call: ToolCall) -> MessageToolCall:
+    opens = call.id is not None
+    return MessageToolCall(
+        FunctionCall(call.name or UNSET, call.arguments),
+        index=call.index,
+        id=call.id or UNSET,
+        type="function" if opens else UNSET,
+    )

@@ -4,10 +4,11 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from types import TracebackType
 
 from tenuto.engine.base import Engine
-from tenuto.engine.types import ModelFacts, Prompt, Step
+from tenuto.engine.types import ModelFacts, Prompt, Sampling, Step
 from tenuto.generation.translate import Plan, fitted
 
 
@@ -81,7 +82,7 @@ async def start(
 
     `on_close` is called once, after the engine has let go; never when this raises.
     """
-    samplings = [fitted(plan.sampling, len(p.token_ids), facts, param) for p in prompts]
+    samplings = [_sampling_of(prompt, plan, facts, param) for prompt in prompts]
     sources = [
         engine.generate(prompt, sampling, uuid.uuid4().hex)
         for prompt, sampling in zip(prompts, samplings, strict=True)
@@ -90,6 +91,11 @@ async def start(
     generation = Generation(source, prompts, on_close)
     await generation.prime()
     return generation
+
+
+def _sampling_of(prompt: Prompt, plan: Plan, facts: ModelFacts, param: str) -> Sampling:
+    sampling = fitted(plan.sampling, len(prompt.token_ids), facts, param)
+    return replace(sampling, skip_special_tokens=False) if prompt.keep_special_tokens else sampling
 
 
 async def merged(

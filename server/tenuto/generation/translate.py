@@ -11,9 +11,11 @@ from tenuto.engine.types import (
     TextPrompt,
 )
 from tenuto.errors import BadRequest, quoted
+from tenuto.generation.tools import named_schema, required_schema
 from tenuto.wire.bounds import Bounds
 from tenuto.wire.constraint import constrained
 from tenuto.wire.requests import ChatRequest, CompletionRequest, GenerationRequest, Message
+from tenuto.wire.tools import NamedTool, ToolChoice
 
 DEFAULT_COMPLETION_MAX_TOKENS = 16
 
@@ -22,6 +24,7 @@ DEFAULT_COMPLETION_MAX_TOKENS = 16
 class Plan:
     """`sampling` asks the engine for `candidates` sequences per prompt; `n` of them are returned.
 
+    `forced_choice`: the tool choice that `sampling` is constrained to.
     `drop_completion`: the engine cannot generate nothing, so its one token is dropped.
     """
 
@@ -35,10 +38,14 @@ class Plan:
     return_token_ids: bool = False
     return_prompt_token_ids: bool = False
     token_ids_as_text: bool = False
+    forced_choice: ToolChoice | None = None
 
-    @property
-    def ranked(self) -> bool:
-        return self.sampling.n > self.n
+    def stopping_at(self, token_ids: tuple[int, ...]) -> "Plan":
+        """With the registry's ends of a turn beside the request's."""
+        if not token_ids:
+            return self
+        stops = self.sampling.stop_token_ids + token_ids
+        return replace(self, sampling=replace(self.sampling, stop_token_ids=stops))
 
 
 def chat_prompt(request: ChatRequest, system_prompt: str) -> ChatPrompt:
@@ -54,7 +61,9 @@ def chat_prompt(request: ChatRequest, system_prompt: str) -> ChatPrompt:
         add_special_tokens=bool(request.add_special_tokens),
         truncate_tokens=request.truncate_prompt_tokens,
         truncation_side=request.truncation_side,
-        template_kwargs=request.chat_template_kwargs or {},
+        template_kwargs=_template_kwargs(request),
+        tools=tuple(tool.model_dump(exclude_none=True) for tool in request.tools or ()),
+        parse_tools=bool(request.tools) and request.tool_choice in (None, "auto"),
     )
 
 
@@ -77,7 +86,20 @@ def chat_plan(request: ChatRequest, facts: ModelFacts, bounds: Bounds) -> Plan:
     plan = _plan(request, logprobs, facts, bounds)
     asked = request.max_tokens or request.max_completion_tokens
     param = "max_tokens" if request.max_tokens else "max_completion_tokens"
-    return replace(plan, sampling=_limited(plan, asked, param, facts, bounds))
+    sampling = _limited(plan, asked, param, facts, bounds)
+    forced = _forced(request)
+    if forced is None:
+        return replace(plan, sampling=sampling)
+    if sampling.constraint is not None:
+        raise BadRequest(
+            f"{sampling.constraint.param} and a forced tool_choice exclude each other.",
+            param=sampling.constraint.param,
+        )
+    return replace(
+        plan,
+        sampling=replace(sampling, constraint=forced),
+        forced_choice=request.tool_choice,
+    )
 
 
 def completion_plan(request: CompletionRequest, facts: ModelFacts, bounds: Bounds) -> Plan:
@@ -127,11 +149,31 @@ def merge_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": "\n\n".join(texts)}, *turns]
 
 
+def _forced(request: ChatRequest) -> Constraint | None:
+    """What a forced tool choice constrains the answer to: we enforce it, without a parser."""
+    choice, tools = request.tool_choice, request.tools or []
+    if isinstance(choice, NamedTool):
+        return Constraint("tools", "json_schema", named_schema(tools, choice.function.name))
+    if choice == "required":
+        parallel = request.parallel_tool_calls is not False
+        return Constraint("tools", "json_schema", required_schema(tools, parallel))
+    return None
+
+
+def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
+    effort = request.reasoning_effort
+    given = request.chat_template_kwargs or {}
+    return given if effort is None else {"reasoning_effort": effort} | given
+
+
 def _message(message: Message) -> dict[str, Any]:
     content = message.content
     if isinstance(content, list):
         content = "\n".join(part if isinstance(part, str) else part.text for part in content)
-    return {"role": message.role, "content": content or "", **(message.model_extra or {})}
+    rendered = {"role": message.role, "content": content or "", **(message.model_extra or {})}
+    if message.tool_calls:
+        rendered["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+    return rendered
 
 
 def _is_token_ids(prompt: list[Any]) -> bool:

@@ -1,7 +1,10 @@
 """Where a checkpoint lies on this host. Nothing here opens a connection but `pull`."""
 
+import json
 import os
+from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 from tenuto.errors import CheckpointError
 
@@ -16,6 +19,15 @@ def locate(source: str, revision: str | None, beside: Path) -> Path | None:
         directory = beside / Path(source).expanduser()
         return directory.resolve() if (directory / "config.json").is_file() else None
     return _cached(source, revision)
+
+
+def generation_defaults(checkpoint: Path, names: Container[str]) -> dict[str, Any]:
+    """Those of `names` that the checkpoint's generation_config.json sets."""
+    path = checkpoint / "generation_config.json"
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    return {name: value for name, value in found.items() if name in names and value is not None}
 
 
 def pull(source: str, revision: str | None) -> Path:

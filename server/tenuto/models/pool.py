@@ -8,7 +8,7 @@ from typing import Literal
 
 from tenuto.engine.base import Backend, Engine, Prompts
 from tenuto.engine.types import ModelFacts
-from tenuto.errors import EngineStartError, TenutoError, Unavailable
+from tenuto.errors import CheckpointError, EngineStartError, NotLoaded, TenutoError, Unavailable
 from tenuto.models.registry import Entry, Registry
 
 logger = logging.getLogger(__name__)
@@ -65,15 +65,11 @@ class Pool:
 
     async def prompts(self, entry: Entry) -> Prompts:
         """Made on first use, once, without the model's weights. Errors: `Unavailable`."""
-        slot = self.slots[entry.id]
-        if slot.prompts is None:
-            slot.prompts = asyncio.create_task(self.backend.prompts(entry.spec()))
         try:
-            return await asyncio.shield(slot.prompts)
-        except TenutoError as error:
-            slot.prompts = None
+            return await self._prompts(self.slots[entry.id])
+        except (EngineStartError, CheckpointError) as error:
             logger.error("%s", error.message)
-            raise Unavailable(f"{entry.id} cannot be used: its tokenizer did not load.") from None
+            raise NotLoaded(f"{entry.id} cannot be used: its tokenizer did not load.") from None
 
     def lease(self, entry: Entry) -> Lease:
         """Errors: `Unavailable`, unless the model is ready."""
@@ -83,10 +79,8 @@ class Pool:
         if slot.state == "loading":
             raise Unavailable(f"{entry.id} is being loaded. Please retry.")
         if slot.state == "failed":
-            raise Unavailable(f"{entry.id} has failed and is not served.", retry_after_s=60)
-        raise Unavailable(
-            f"{entry.id} is not loaded: the server was started without it.", retry_after_s=60
-        )
+            raise NotLoaded(f"{entry.id} has failed and is not served.")
+        raise NotLoaded(f"{entry.id} is not loaded: the server was started without it.")
 
     def unfinished(self) -> dict[str, int]:
         """Requests in each loaded engine."""
@@ -107,15 +101,22 @@ class Pool:
                 slot.engine, slot.state = None, "cold"
         await asyncio.gather(*(engine.close(drain_s) for engine in engines))
 
+    async def _prompts(self, slot: Slot) -> Prompts:
+        if slot.prompts is None:
+            slot.prompts = asyncio.create_task(self.backend.prompts(slot.entry.spec()))
+        try:
+            return await asyncio.shield(slot.prompts)
+        except TenutoError:
+            slot.prompts = None
+            raise
+
     async def _load(self, slot: Slot) -> None:
         try:
-            await self.prompts(slot.entry)
+            await self._prompts(slot)
             slot.engine = await self.backend.engine(slot.entry.spec())
-        except Unavailable as error:
-            slot.state, slot.reason = "failed", error.message
-            raise EngineStartError(error.message) from None
-        except TenutoError as error:
-            slot.state, slot.reason = "failed", error.message
+        except TenutoError:
+            # The reason is shown to clients; the error's own words may name a path.
+            slot.state, slot.reason = "failed", "it did not load"
             raise
         slot.state = "ready"
         slot.watch = asyncio.create_task(self._watch(slot, slot.engine))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tenuto.engine.types import EngineSpec
 from tenuto.errors import ConfigError, quoted
-from tenuto.models.checkpoint import is_directory_source, locate
+from tenuto.models.checkpoint import generation_defaults, is_directory_source, locate
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d+)?) ?({'|'.join(UNITS)})")
@@ -49,6 +49,21 @@ def bytes_of(text: Any) -> Any:
 Bytes = Annotated[int, BeforeValidator(bytes_of)]
 
 
+class SamplingDefaults(BaseModel):
+    """Used where a request says nothing; what is unset here stays the API's default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0)
+    max_tokens: int | None = Field(None, ge=1)
+
+
 class Served(BaseModel):
     """How a model is served; in `defaults:` for all, in an entry for one."""
 
@@ -66,6 +81,12 @@ class Served(BaseModel):
     load: Literal["eager", "on_demand"] = "on_demand"
     license: str | None = None
     trust_remote_code: bool = False
+    tool_parser: str | None = Field(None, description="vLLM's name; for tool_choice auto")
+    reasoning_parser: str | None = Field(None, description="vLLM's name; splits off reasoning")
+    stop_token_ids: tuple[int, ...] = Field((), description="ends of a turn beside the model's")
+    sampling_defaults: SamplingDefaults | Literal["checkpoint"] = Field(
+        default=SamplingDefaults(), description="for requests that say nothing"
+    )
     engine_args: dict[str, Any] = Field(default_factory=dict, description="vLLM's, by its names")
 
 
@@ -94,6 +115,14 @@ class Entry(Served):
             return None
         return (self.directory / self.chat_template).read_text()
 
+    @cached_property
+    def request_defaults(self) -> dict[str, Any]:
+        """Of `sampling_defaults`, or of the checkpoint's generation_config.json when asked for."""
+        if isinstance(self.sampling_defaults, SamplingDefaults):
+            return self.sampling_defaults.model_dump(exclude_none=True)
+        assert self.checkpoint is not None
+        return generation_defaults(self.checkpoint, SamplingDefaults.model_fields)
+
     def spec(self) -> EngineSpec:
         assert self.checkpoint is not None
         return EngineSpec(
@@ -108,6 +137,8 @@ class Entry(Served):
             pipeline_parallel_size=self.pipeline_parallel_size,
             chat_template=self.template_text,
             trust_remote_code=self.trust_remote_code,
+            tool_parser=self.tool_parser,
+            reasoning_parser=self.reasoning_parser,
             engine_args=self.engine_args,
         )
 

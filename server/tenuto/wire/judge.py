@@ -7,6 +7,7 @@ from tenuto.errors import BadRequest, quoted
 from tenuto.wire.bounds import Bounds, ranges
 from tenuto.wire.constraint import constrained
 from tenuto.wire.requests import ChatRequest, CompletionRequest, GenerationRequest, Message
+from tenuto.wire.tools import judge_calls, judge_tools
 
 TEMPLATE_OWNED = {
     "chat_template",
@@ -24,8 +25,9 @@ def judge_chat(request: ChatRequest, bounds: Bounds) -> None:
     judge_messages(request.messages, bounds)
     judge_template(request.chat_template, request.chat_template_kwargs, bounds)
     _judge_generation(request, bounds)
-    if request.tools and request.tool_choice != "none":
-        raise BadRequest("tools must be left out: this model has no tool_parser.", param="tools")
+    judge_tools(request.tools, request.tool_choice, bounds)
+    if request.tools and request.detokenize is False:
+        _refuse_without_text("tools")
     if request.top_logprobs and not request.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
     if request.continue_final_message and request.add_generation_prompt:
@@ -60,6 +62,7 @@ def judge_messages(messages: list[Message], bounds: Bounds) -> None:
                 f"messages[{position}].content must be given for the role {message.role}.",
                 param="messages",
             )
+        judge_calls(message.tool_calls or [], f"messages[{position}]")
 
 
 def judge_template(template: object, arguments: dict[str, Any] | None, bounds: Bounds) -> None:

@@ -19,7 +19,7 @@ EXPECTED = {
     "stop": "a string or a list of strings",
     "guided_json": "a JSON schema, as an object or a string",
     "chat_template_kwargs": "an object whose values are scalars",
-    "tool_choice": "'none', 'auto', 'required' or an object",
+    "tool_choice": "'none', 'auto', 'required' or an object that names a function",
 }
 NEVER_QUOTED = {
     "prompt",
@@ -60,6 +60,12 @@ def parse(kind: type[R], body: Mapping[str, Any], route: str) -> R:
         return kind.model_validate(body)
     except ValidationError as error:
         raise _translated(error.errors(include_url=False, include_context=False), route) from None
+
+
+def with_defaults(request: R, defaults: Mapping[str, Any]) -> R:
+    """`request` with the values of `defaults` where it says nothing."""
+    missing = {name: value for name, value in defaults.items() if getattr(request, name) is None}
+    return request.model_copy(update=missing) if missing else request
 
 
 def ignored_fields(request: Request) -> list[str]:

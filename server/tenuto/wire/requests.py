@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tenuto.wire.tools import Call, Tool, ToolChoice
+
 TokenIds = list[Annotated[int, Field(ge=0)]]
 
 
@@ -26,6 +28,7 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart | str] | None = None
+    tool_calls: list[Call] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -116,8 +119,12 @@ class ChatRequest(GenerationRequest):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
     chat_template: Any = Field(None, description="Refused: templates belong to the registry.")
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = Field(
+        None, description="`required` and a named function are enforced on any model."
+    )
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = Field(None, description="Handed to the chat template.")
 
 
 class CompletionRequest(GenerationRequest):

@@ -41,9 +41,28 @@ class CompletionLogprobs(msgspec.Struct):
     text_offset: list[int]
 
 
+class FunctionCall(msgspec.Struct):
+    name: str | UnsetType
+    arguments: str
+
+
+class MessageToolCall(msgspec.Struct):
+    """`index` only in streams, `id`, `type` and the name only in a call's first chunk there."""
+
+    function: FunctionCall
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
 class ChatMessage(msgspec.Struct):
+    """`reasoning_content` (LiteLLM's name) and `reasoning` (vLLM's) carry the same text."""
+
     content: str | None
     role: str = "assistant"
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -70,6 +89,9 @@ class ChatCompletion(msgspec.Struct):
 class ChatDelta(msgspec.Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):
