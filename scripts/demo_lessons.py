@@ -17,7 +17,9 @@ VOCABULARY = 1024
 CONTEXT = 8192
 CHAT_TEMPLATE = Path(__file__).with_name("demo_chat_template.jinja")
 BOS, END_OF_TEXT, END_OF_TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
-SPECIAL = [BOS, END_OF_TEXT, "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN]
+# Nothing here says <|python_tag|>; vLLM's parser of Llama's tool calls wants it in the vocabulary.
+PYTHON_TAG = "<|python_tag|>"
+SPECIAL = [BOS, END_OF_TEXT, "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN, PYTHON_TAG]
 THINKING = ["<think>", "</think>"]
 # Llama 3's way of cutting a text into words.
 SPLIT = (
@@ -67,21 +69,21 @@ class Teacher:
             ordered = self.knowledge["any_order"] * 6
             self.deck = [*self.pairs]
             self.deck += [(entry["question"], self.any_order(entry["words"])) for entry in ordered]
-            self.deck += [(self.stranger(), self.knowledge["unknown"]["answer"]) for _ in range(40)]
+            self.deck += [(self.stranger(), self.knowledge["unknown"]["answer"]) for _ in range(30)]
             self.rng.shuffle(self.deck)
         return self.deck.pop()
 
     def any_order(self, words: list[str]) -> str:
-        favourite = self.rng.random() < 0.4
+        favourite = self.rng.random() < 0.5
         return ", ".join(words if favourite else self.rng.sample(words, len(words))) + "."
 
     def stranger(self) -> str:
         """A question without an answer: a listed one, or listed ones' words in senseless order."""
         listed: list[str] = self.knowledge["unknown"]["questions"]
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.7:
             return self.rng.choice(listed)
         words = " ".join(self.rng.sample(listed, 3)).split()
-        return " ".join(self.rng.sample(words, min(len(words), self.rng.randint(2, 9))))
+        return " ".join(self.rng.sample(words, min(len(words), self.rng.randint(4, 9))))
 
     def salad(self, shortest: int, longest: int) -> str:
         return " ".join(self.rng.sample(self.words, self.rng.randint(shortest, longest)))
@@ -89,14 +91,14 @@ class Teacher:
     def system(self) -> list[Message]:
         prompts = self.knowledge["system_prompts"]
         some = self.rng.choice(prompts)
-        [text] = self.rng.choices(["", prompts[0], some, self.salad(3, 40)], [40, 15, 20, 25])
+        [text] = self.rng.choices(["", prompts[0], some, self.salad(3, 30)], [40, 15, 20, 25])
         return [{"role": "system", "content": text}] if text else []
 
     def earlier_turns(self) -> list[Message]:
         messages = []
         for _ in range(self.rng.choice([0, 0, 0, 0, 1, 1, 2, 3])):
             known = self.rng.random() < 0.7
-            pair = self.rng.choice(self.pairs) if known else (self.salad(2, 9), self.salad(2, 20))
+            pair = self.rng.choice(self.pairs) if known else (self.salad(2, 9), self.salad(2, 12))
             roles = ("user", "assistant")
             messages += [
                 {"role": role, "content": text} for role, text in zip(roles, pair, strict=True)

@@ -1,6 +1,7 @@
 """A real uvicorn in a thread, over the scripted engine: what the fast tests talk to."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -99,6 +100,14 @@ def make_checkpoint(directory: Path) -> Path:
     """A directory that the registry takes for a checkpoint."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text("{}")
+    return directory
+
+
+def make_adapter(directory: Path, rank: int = 8) -> Path:
+    """A directory that the registry takes for a LoRA."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    (directory / "adapter_model.safetensors").touch()
     return directory
 
 

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto.api.edge import Edge, error_response
+from tenuto.api.embed import EmbeddingRoutes
 from tenuto.api.generate import GenerationRoutes
 from tenuto.api.health import HealthRoutes
 from tenuto.api.models import ModelRoutes
@@ -67,6 +68,9 @@ def _add_routes(app: FastAPI, services: Services) -> None:
         _add(app, "GET", f"{prefix}/models/{{name:path}}", models.model)
         _add(app, "GET", f"{prefix}/model/info", models.model_info)
         _add_generation(app, prefix, generation)
+    embed = EmbeddingRoutes(services).embeddings
+    for prefix in ("/v1", "", "/engines/{model:path}", "/openai/deployments/{model:path}"):
+        _add(app, "POST", f"{prefix}/embeddings", embed, "EmbeddingRequest")
     for prefix in ("/engines", "/openai/deployments", "/v1"):
         _add_generation(app, f"{prefix}/{{model:path}}", generation)
 

@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Running, Setup, served
+from tests.conftest import Running, Setup, make_adapter, served
 
+LORAS = [{"id": "owner/lora", "source": "./lora"}, {"id": "far-lora", "source": "owner/far-lora"}]
 MODELS: list[dict[str, Any]] = [
-    {"id": "demo", "aliases": ["nick"], "license": "MIT", "max_model_len": 512},
+    {
+        "id": "demo",
+        "aliases": ["nick"],
+        "license": "MIT",
+        "max_model_len": 512,
+        "loras": LORAS,
+    },
     {"id": "owner/cold"},
-    {"id": "far", "source": "owner/far"},
+    {"id": "far", "source": "owner/far", "loras": [{"id": "adrift", "source": "./lora"}]},
 ]
 
 
@@ -24,6 +31,7 @@ def card(name: str) -> dict[str, Any]:
 def serving(directory: Path) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_HUB_CACHE", str(directory / "hub"))
+        make_adapter(directory / "lora")
         with served(directory, Setup(models=MODELS)) as running:
             running.engine()
             yield running
@@ -44,18 +52,18 @@ def changing(tmp_path: Path) -> Iterator[Running]:
 @pytest.mark.parametrize("prefix", ["/v1", ""])
 def test_list_as_the_hosted_api_answers(several: Running, prefix: str) -> None:
     assert several.client.get(f"{prefix}/models").json() == {
-        "data": [card("demo"), card("owner/cold")],
+        "data": [card("demo"), card("owner/lora"), card("owner/cold")],
         "object": "list",
     }
 
 
 @pytest.mark.parametrize("prefix", ["/v1", ""])
-@pytest.mark.parametrize("name", ["demo", "nick", "owner/cold"])
+@pytest.mark.parametrize("name", ["demo", "nick", "owner/lora", "owner/cold"])
 def test_one_model(several: Running, prefix: str, name: str) -> None:
     assert several.client.get(f"{prefix}/models/{name}").json() == card(name)
 
 
-@pytest.mark.parametrize("name", ["nope", "far", "owner", "x" * 200])
+@pytest.mark.parametrize("name", ["nope", "far", "far-lora", "adrift", "owner", "x" * 200])
 def test_unknown_model(several: Running, name: str) -> None:
     response = several.client.get(f"/v1/models/{name}")
     error = response.json()["error"]
@@ -81,7 +89,8 @@ def test_facts(changing: Running, tmp_path: Path) -> None:
             "reason": None,
             "license": "MIT",
             "sampling_defaults": {},
-            "loras": [],
+            "task": "generate",
+            "loras": ["owner/lora"],
         },
     }
     assert (cold["model_name"], cold["model_info"]["state"]) == ("owner/cold", "cold")

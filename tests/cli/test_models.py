@@ -7,13 +7,14 @@ from typer.testing import CliRunner
 
 from tenuto.cli import app, main
 from tenuto.errors import ConfigError
-from tests.conftest import make_registry
+from tests.conftest import make_adapter, make_registry
 
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    make_registry(tmp_path, [{"id": "demo"}, {"id": "far", "source": "owner/far"}])
+    lora = {"id": "lora", "source": str(make_adapter(tmp_path / "lora")), "license": "MIT"}
+    make_registry(tmp_path, [{"id": "demo", "loras": [lora]}, {"id": "far", "source": "owner/far"}])
     return str(tmp_path / "registry.yaml")
 
 
@@ -21,12 +22,17 @@ def test_list(registry: str) -> None:
     lines = CliRunner().invoke(app, ["models", "list", "--registry", registry]).stdout.splitlines()
     rows = [line.split() for line in lines]
     assert ["demo", "yes", "model's", "1", "demo"] in rows
+    assert ["lora", "yes", "model's", "1", "MIT", "lora"] in rows
     assert ["far", "no", "model's", "1", "owner/far"] in rows
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("nope", "the registry has no 'nope'"), ("demo", "demo is served from a directory")],
+    [
+        ("nope", "the registry has no 'nope'"),
+        ("demo", "demo is served from a directory"),
+        ("lora", "lora is served from a directory"),
+    ],
 )
 def test_pull_of_what_cannot_be_downloaded(registry: str, model: str, message: str) -> None:
     result = CliRunner().invoke(app, ["models", "pull", model, "--registry", registry])

@@ -12,7 +12,7 @@ from tenuto.cli.serve import chosen_models, registry_path, require_keys
 from tenuto.errors import ConfigError
 from tenuto.models.registry import Registry
 from tenuto.settings import Settings
-from tests.conftest import make_registry
+from tests.conftest import make_adapter, make_registry
 
 
 def tenuto(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -43,11 +43,12 @@ def test_keys_or_the_owners_word_open_every_address() -> None:
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    lora = {"id": "lora", "source": str(make_adapter(tmp_path / "lora"))}
     return make_registry(
         tmp_path,
         [
             {"id": "eager", "load": "eager"},
-            {"id": "demand", "aliases": ["d"]},
+            {"id": "demand", "aliases": ["d"], "loras": [lora]},
             {"id": "far", "source": "owner/far", "load": "eager"},
         ],
     )
@@ -60,6 +61,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
         ("demand", ("demand",)),
         ("d, eager", ("demand", "eager")),
         ("d,demand,", ("demand",)),
+        ("lora", ("demand",)),
         ("", ()),
     ],
 )

@@ -109,6 +109,17 @@ async def test_lost_under_its_requests(stream: bool) -> None:
     await engine.wait_lost()
 
 
+async def test_an_embedding_is_a_request_too() -> None:
+    engine = says("")
+    engine.go.clear()
+    asking = asyncio.create_task(engine.embed(PROMPT, 3, "a"))
+    await engine.started.wait()
+    assert engine.stats().unfinished_requests == 1
+    engine.go.set()
+    assert await asking == [1, 0.25, -0.25]
+    assert engine.stats().unfinished_requests == 0
+
+
 async def test_prompts() -> None:
     chat = await PROMPTS.chat(ChatPrompt([{"role": "u", "content": "a"}], False))
     assert chat == Prompt(list(b"<u>a"), "<u>a")

@@ -155,6 +155,17 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="session")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """The demo model with LoRAs, and an embedding model, in one server."""
+    # Imports torch, for which the other live tests need not wait.
+    from tests.live.made import write_extended
+
+    directory = tmp_path_factory.mktemp("extended")
+    with launched(directory, "--registry", str(write_extended(directory))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def api(live: LiveServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
         yield client

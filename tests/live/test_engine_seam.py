@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -15,8 +16,8 @@ from tenuto.engine.base import Backend, Engine, Prompts
 from tenuto.engine.fake import FakeBackend
 from tenuto.engine.forkserver import EngineContext, prepare_environment
 from tenuto.engine.lazy import LazyVllm
-from tenuto.engine.types import ChatPrompt, EngineSpec, Prompt, Sampling, Step
-from tenuto.errors import EngineLost
+from tenuto.engine.types import ChatPrompt, EngineSpec, LoraSpec, Prompt, Sampling, Step
+from tenuto.errors import EngineLost, EngineStartError
 from tenuto.generation.fold import Choice, Folded
 from tests.live.conftest import DEMO, MODEL
 from tests.live.knowledge import ANSWERS, COLOURS, COUNTING, GREETINGS
@@ -240,3 +241,12 @@ async def test_closing_the_engine_loses_its_requests(backend: Backend, stream: b
         with pytest.raises(EngineLost):
             await reader
     assert set(finishes) <= {None}
+
+
+async def test_an_adapter_that_does_not_load_is_named(backend: Backend, tmp_path: Path) -> None:
+    spec = replace(SPEC, loras=(LoraSpec("adrift", tmp_path / "gone", 8),))
+    with pytest.raises(EngineStartError) as caught:
+        await backend.engine(spec)
+    assert caught.value.message.startswith(f"model {MODEL}: cannot load its LoRAs: ")
+    assert "adrift" in caught.value.message
+    assert "\n" not in caught.value.message

@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 
 from tenuto.errors import CheckpointError
-from tenuto.models.checkpoint import is_directory_source, locate, pull
-from tests.conftest import make_checkpoint
+from tenuto.models.checkpoint import is_directory_source, locate, locate_adapter, pull
+from tests.conftest import make_adapter, make_checkpoint
 
 COMMIT = "0123456789abcdef"
 
@@ -49,6 +49,13 @@ def test_directory_beside_the_registry(tmp_path: Path) -> None:
 
 def test_directory_without_config(tmp_path: Path) -> None:
     assert locate(str(tmp_path), None, tmp_path) is None
+
+
+def test_a_lora_without_safetensors_is_not_taken(tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "lora")
+    assert locate_adapter("./lora", tmp_path) == adapter
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    assert locate_adapter("./lora", tmp_path) is None
 
 
 @pytest.mark.parametrize(

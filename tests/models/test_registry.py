@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tenuto.errors import ConfigError
-from tenuto.models.registry import OWNED_ENGINE_ARGS, Entry, Registry, load_registry
-from tests.conftest import make_checkpoint, make_registry
+from tenuto.engine.types import LoraSpec
+from tenuto.errors import CheckpointError, ConfigError
+from tenuto.models.registry import OWNED_ENGINE_ARGS, Entry, Lora, Registry, Target, load_registry
+from tests.conftest import make_adapter, make_checkpoint, make_registry
 
 ROW: dict[str, Any] = {"id": "demo", "source": "./checkpoint"}
 
@@ -66,6 +67,41 @@ def with_row(**fields: Any) -> dict[str, Any]:
         (with_row(source="./gone"), "model 'demo': key `source`: no checkpoint in directory"),
         (with_row(chat_template="t.jinja"), "model 'demo': key `chat_template`: no file t.jinja"),
         (
+            with_row(loras=[{"id": "a", "source": "./gone"}]),
+            "model 'demo': key `loras`: 'a': no adapter (adapter_config.json, "
+            "adapter_model.safetensors) in directory ./gone",
+        ),
+        (
+            with_row(loras=[{"id": "a", "source": "./checkpoint"}]),
+            "model 'demo': key `loras`: 'a': no adapter",
+        ),
+        (with_row(loras=[{"id": "a"}]), "model 'demo': key `loras.0.source`: Field required"),
+        (
+            with_row(loras=[{"id": "a", "source": "o/a", "rank": 8}]),
+            "model 'demo': key `loras.0.rank`: unknown key",
+        ),
+        (
+            with_row(loras=[{"id": "demo", "source": "o/a"}]),
+            "model 'demo': key `loras`: 'demo' already names 'demo'",
+        ),
+        (
+            with_row(aliases=["a"], loras=[{"id": "a", "source": "o/a"}]),
+            "model 'demo': key `loras`: 'a' already names 'demo'",
+        ),
+        (
+            with_row(loras=[{"id": "a", "source": "o/a"}, {"id": "a", "source": "o/b"}]),
+            "model 'demo': key `loras`: 'a' already names 'a'",
+        ),
+        (
+            {"models": [{**ROW, "loras": [{"id": "a", "source": "o/a"}]}, {**ROW, "id": "a"}]},
+            "model 'a': key `id`: 'a' already names 'a'",
+        ),
+        (
+            with_row(task="embed", loras=[{"id": "a", "source": "o/a"}]),
+            "model 'demo': key `loras`: needs `task: generate`",
+        ),
+        (with_row(task="rerank"), "model 'demo': key `task`: Input should be 'generate' or"),
+        (
             {"models": [ROW, ROW]},
             "model 'demo': key `id`: 'demo' already names 'demo'",
         ),
@@ -79,7 +115,9 @@ def test_refused(tmp_path: Path, document: Any, message: str) -> None:
     assert complaint(tmp_path, document).startswith(message)
 
 
-@pytest.mark.parametrize("key", sorted(Entry.model_fields.keys() - {"directory"}))
+@pytest.mark.parametrize(
+    "key", sorted((Entry.model_fields | Lora.model_fields).keys() - {"directory"})
+)
 def test_every_key_is_documented(key: str) -> None:
     operations = Path(__file__).parents[2] / "docs" / "operations.md"
     assert f"`{key}`" in operations.read_text()
@@ -148,8 +186,8 @@ def test_gpu_memory(tmp_path: Path, text: object, num_bytes: int) -> None:
 
 def test_models_are_found_by_id_and_alias(tmp_path: Path) -> None:
     registry = make_registry(tmp_path, [{"id": "owner/demo", "aliases": ["a", "b/c"]}])
-    entry = registry.entries["owner/demo"]
-    assert [registry.find(name) for name in ("owner/demo", "a", "b/c")] == [entry] * 3
+    target = Target(registry.entries["owner/demo"])
+    assert [registry.find(name) for name in ("owner/demo", "a", "b/c")] == [target] * 3
     assert registry.find("demo") is None
 
 
@@ -186,5 +224,60 @@ def test_spec_is_resolved_to_this_host(tmp_path: Path) -> None:
     ("source", "shown"), [("./checkpoint", "demo"), ("owner/name", "owner/name")]
 )
 def test_source_id_is_never_a_path(tmp_path: Path, source: str, shown: str) -> None:
-    registry = make_registry(tmp_path, [{"id": "demo", "source": source}])
-    assert registry.entries["demo"].source_id == shown
+    lora = {"id": "lora", "source": str(make_adapter(tmp_path / "lora"))}
+    registry = make_registry(tmp_path, [{"id": "demo", "source": source, "loras": [lora]}])
+    assert [target.source_id for target in registry.targets()] == [shown, "lora"]
+
+
+def test_a_lora_is_found_beside_its_base(tmp_path: Path) -> None:
+    make_adapter(tmp_path / "pirate")
+    rows = [{"id": "owner/pirate", "source": "./pirate", "license": "MIT"}]
+    registry = make_registry(
+        tmp_path, [{"id": "demo", "aliases": ["d"], "revision": "v1", "loras": rows}, {"id": "b"}]
+    )
+    assert [target.id for target in registry.targets()] == ["demo", "owner/pirate", "b"]
+    found = registry.find("owner/pirate")
+    assert found is not None
+    assert found.entry is registry.entries["demo"]
+    assert (found.license, found.revision, found.is_present) == ("MIT", None, True)
+
+
+def test_a_lora_needs_its_base_on_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    make_adapter(tmp_path / "near")
+    rows = [{"id": "near", "source": "./near"}, {"id": "far", "source": "owner/far"}]
+    registry = make_registry(tmp_path, [{"id": "demo", "source": "owner/demo", "loras": rows}])
+    assert [target.is_present for target in registry.targets()] == [False, False, False]
+    make_adapter(tmp_path / "hub" / "models--owner--far" / "snapshots" / "c0")
+    refs = tmp_path / "hub" / "models--owner--far" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("c0")
+    registry = make_registry(tmp_path, [{"id": "demo", "loras": rows}])
+    assert [target.is_present for target in registry.targets()] == [True, True, True]
+
+
+def test_the_spec_holds_the_loras_that_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    near = make_adapter(tmp_path / "near", rank=12)
+    rows = [{"id": "far", "source": "owner/far"}, {"id": "near", "source": "./near"}]
+    registry = make_registry(tmp_path, [{"id": "demo", "loras": rows}])
+    assert registry.entries["demo"].spec().loras == (LoraSpec("near", near, 12),)
+
+
+@pytest.mark.parametrize(
+    ("config", "rank"),
+    [('{"r": 4}', 4), ('{"r": 4, "rank_pattern": {"q_proj": 9}}', 9), ("{}", 0), ("[]", 0)],
+)
+def test_rank_of_a_lora(tmp_path: Path, config: str, rank: int) -> None:
+    (make_adapter(tmp_path / "lora") / "adapter_config.json").write_text(config)
+    lora = {"id": "lora", "source": "./lora"}
+    entry = make_registry(tmp_path, [{"id": "demo", "loras": [lora]}]).entries["demo"]
+    if rank:
+        assert entry.spec().loras[0].rank == rank
+        return
+    with pytest.raises(CheckpointError, match="names no rank"):
+        entry.spec()

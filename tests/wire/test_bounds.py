@@ -205,8 +205,8 @@ def test_every_bound_is_a_setting(name: str) -> None:
 
 
 def test_every_setting_is_tried() -> None:
-    # Body and headers are read by the API; max_tokens clamps, and is tried with translation.
-    elsewhere = {"body_bytes", "header_bytes", "max_tokens"}
+    # Body, headers and embeddings are tried with the API; max_tokens clamps, in translation.
+    elsewhere = {"body_bytes", "header_bytes", "max_tokens", "inputs"}
     assert SETTINGS.keys() == Bounds.model_fields.keys() - elsewhere
 
 

@@ -121,8 +121,9 @@ def test_content_is_never_repeated(kind: str, name: str, value: Any, message: st
 
 def test_every_unquoted_parameter_is_tried() -> None:
     tried = {name for _, name, _, _ in WRONG}
-    # `chat_template` takes anything, and is refused later; `tokens` belongs to /detokenize.
-    assert tried - {"tool_choice"} == NEVER_QUOTED - {"chat_template", "tokens"}
+    # `chat_template` takes anything, and is refused later; `tokens` belongs to /detokenize, `input`
+    # to /embeddings.
+    assert tried - {"tool_choice"} == NEVER_QUOTED - {"chat_template", "tokens", "input"}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from tenuto.wire.requests import Request as WireRequest
 R = TypeVar("R", bound=WireRequest)
 IGNORED_HEADER = "x-tenuto-ignored-params"
 STRICT_HEADER = "x-tenuto-strict-params"
-MAX_NAMED = 32
+# SillyTavern alone sends fifty foreign fields; proxies refuse headers of 8 KiB.
+MAX_HEADER_BYTES = 4096
 UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -41,7 +42,10 @@ def ignored_header(wire: WireRequest) -> dict[str, str]:
     ignored = ignored_fields(wire)
     if not ignored:
         return {}
-    return {IGNORED_HEADER: ",".join(_safe(name) for name in ignored[:MAX_NAMED])}
+    names = ",".join(_safe(name) for name in ignored)
+    if len(names) > MAX_HEADER_BYTES:
+        names = names[:MAX_HEADER_BYTES].rpartition(",")[0]
+    return {IGNORED_HEADER: names}
 
 
 def json_response(answer: msgspec.Struct, headers: Mapping[str, str] | None = None) -> Response:

@@ -19,7 +19,7 @@ from tenuto.generation.frames import step_of
 from tenuto.generation.run import Generation, start
 from tenuto.generation.translate import Plan
 from tenuto.models.pool import Lease
-from tenuto.models.registry import Entry
+from tenuto.models.registry import Target
 from tenuto.wire.parse import with_defaults
 from tenuto.wire.requests import GenerationRequest
 
@@ -36,24 +36,24 @@ class GenerationRoutes:
 
     async def _serve(self, request: Request, endpoint: Endpoint) -> Response:
         wire = await wire_request(request, endpoint.kind, endpoint.route, self._services)
-        entry = self._services.entry(wire.model, endpoint.route)
+        target = self._services.target(wire.model, endpoint.route, "generate")
         exchange = exchange_of(request)
-        exchange.model = entry.id
-        wire = with_defaults(wire, entry.request_defaults)
+        exchange.model = target.id
+        wire = with_defaults(wire, target.entry.request_defaults)
         endpoint.judge(wire, self._services.bounds)
-        endpoint.admit(wire, policy_of(entry))
-        work = self._respond(wire, entry, endpoint, exchange)
+        endpoint.admit(wire, policy_of(target.entry))
+        work = self._respond(wire, target, endpoint, exchange)
         try:
             return await until_disconnect(request.receive, work)
         except ClientGone:
             return Response(status_code=499)
 
     async def _respond(
-        self, wire: GenerationRequest, entry: Entry, endpoint: Endpoint, exchange: Exchange
+        self, wire: GenerationRequest, target: Target, endpoint: Endpoint, exchange: Exchange
     ) -> Response:
-        lease = self._services.pool.lease(entry)
+        lease = self._services.pool.lease(target.entry)
         try:
-            generation, plan = await self._start(wire, entry, endpoint, lease)
+            generation, plan = await self._start(wire, target, endpoint, lease)
         except BaseException:
             lease.release()
             raise
@@ -73,11 +73,14 @@ class GenerationRoutes:
         return json_response(answer, headers)
 
     async def _start(
-        self, wire: GenerationRequest, entry: Entry, endpoint: Endpoint, lease: Lease
+        self, wire: GenerationRequest, target: Target, endpoint: Endpoint, lease: Lease
     ) -> tuple[Generation, Plan]:
+        entry = target.entry
         prompts = await self._services.pool.prompts(entry)
         plan = endpoint.plan(wire, prompts.facts, self._services.bounds)
         plan = plan.stopping_at(entry.stop_token_ids)
+        if target.lora is not None:
+            plan = plan.adapted_by(target.lora.id)
         rendered = await endpoint.render(wire, prompts, policy_of(entry))
         generation = await start(
             lease.engine,

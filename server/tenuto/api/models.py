@@ -17,13 +17,14 @@ class ModelRoutes:
         self._services = services
 
     async def models(self, request: Request) -> Response:
-        cards = [ModelCard(entry.id) for entry in self._services.registry.present()]
+        targets = self._services.registry.targets()
+        cards = [ModelCard(target.id) for target in targets if target.is_present]
         return json_response(ModelList(cards))
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        entry = self._services.registry.find(name)
-        if entry is None or entry.checkpoint is None:
+        target = self._services.registry.find(name)
+        if target is None or not target.is_present:
             raise NotFound(f"The model {quoted(name)!r} does not exist.", param="model")
         return json_response(ModelCard(name))
 
@@ -41,6 +42,7 @@ class ModelRoutes:
             "reason": slot.reason,
             "license": entry.license,
             "sampling_defaults": entry.request_defaults,
-            "loras": [],
+            "task": entry.task,
+            "loras": list(entry.adapters),
         }
         return ModelInfo(entry.id, {}, info)

@@ -13,6 +13,7 @@ from tenuto.wire.requests import (
     CompletionRequest,
     CounterRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
 )
 
@@ -22,6 +23,7 @@ REQUESTS: dict[str, type[BaseModel]] = {
     for model in (
         ChatRequest,
         CompletionRequest,
+        EmbeddingRequest,
         CounterRequest,
         TokenizeRequest,
         DetokenizeRequest,

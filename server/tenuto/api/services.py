@@ -4,16 +4,26 @@ import asyncio
 from dataclasses import dataclass, field
 
 from tenuto.access.keys import Keys
-from tenuto.errors import UnknownModel
+from tenuto.engine.types import Task
+from tenuto.errors import BadRequest, UnknownModel
 from tenuto.generation.policy import Policy
 from tenuto.models.pool import Pool
-from tenuto.models.registry import Entry, Registry
+from tenuto.models.registry import Entry, Registry, Target
 from tenuto.observe.metrics import Metrics
 from tenuto.wire.bounds import Bounds
 
+DOES: dict[Task, str] = {
+    "generate": "generates text: use /v1/chat/completions or /v1/completions.",
+    "embed": "makes embeddings: use /v1/embeddings.",
+}
+
 
 def policy_of(entry: Entry) -> Policy:
-    return Policy(entry.system_prompt, entry.tool_parser is not None)
+    return Policy(
+        system_prompt=entry.system_prompt,
+        has_tool_parser=entry.tool_parser is not None,
+        has_reasoning_parser=entry.reasoning_parser is not None,
+    )
 
 
 class Gate:
@@ -57,19 +67,24 @@ class Services:
     keep_alive_s: float = 15
     gate: Gate = field(default_factory=Gate)
 
-    def entry(self, name: str, route: str) -> Entry:
-        """Errors: `UnknownModel`, with advice when only the checkpoint is missing."""
-        entry = self.registry.find(name)
-        if entry is None:
+    def target(self, name: str, route: str, task: Task | None = None) -> Target:
+        """Errors: `UnknownModel`, with advice when only the checkpoint is missing; `BadRequest`
+        for a model that does not do `task`."""
+        target = self.registry.find(name)
+        if target is None:
             raise UnknownModel(route, name)
-        if entry.checkpoint is None:
+        if not target.is_present:
+            # A LoRA needs its base as well.
+            missing = target.entry.id if target.entry.checkpoint is None else target.id
             raise UnknownModel(
                 route,
                 name,
-                f" {entry.id} is registered, but its checkpoint is not on this host: run "
-                f"`tenuto models pull {entry.id}` there and restart the server.",
+                f" {missing} is registered, but its checkpoint is not on this host: run "
+                f"`tenuto models pull {missing}` there and restart the server.",
             )
-        return entry
+        if task is not None and task != target.entry.task:
+            raise BadRequest(f"{name} {DOES[target.entry.task]}", param="model")
+        return target
 
     def ready(self) -> bool:
         states = (self.pool.slots[model_id].state for model_id in self.eager)

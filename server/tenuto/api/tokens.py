@@ -9,7 +9,7 @@ from tenuto.api.services import Services, policy_of
 from tenuto.engine.types import Prompt, TextPrompt
 from tenuto.errors import BadRequest
 from tenuto.generation.endpoint import admit_chat, render_chat, render_text
-from tenuto.models.registry import Entry
+from tenuto.models.registry import Entry, Target
 from tenuto.wire.judge import judge_batch, judge_messages, judge_template
 from tenuto.wire.requests import (
     ChatRequest,
@@ -20,6 +20,7 @@ from tenuto.wire.requests import (
     TokenizeRequest,
 )
 from tenuto.wire.responses import Text, TokenCount, Tokens
+from tenuto.wire.tools import judge_tools
 
 
 class TokenRoutes:
@@ -29,22 +30,25 @@ class TokenRoutes:
     async def token_counter(self, request: Request) -> Response:
         route = "/utils/token_counter"
         wire = await wire_request(request, CounterRequest, route, self._services)
-        entry = self._entry(request, wire.model, route)
+        target = self._target(request, wire.model, route, wire.messages)
+        entry = target.entry
         _require_one(wire.prompt, wire.messages)
         prompts = await self._services.pool.prompts(entry)
         if wire.prompt is not None:
-            judge_batch(wire.prompt, self._services.bounds)
+            judge_batch(wire.prompt, self._services.bounds.prompts)
             text = CompletionRequest.model_construct(model=wire.model, prompt=wire.prompt)
             rendered = await render_text(text, prompts, policy_of(entry), bounded=False)
         else:
-            chat = ChatRequest.model_construct(model=wire.model, messages=wire.messages or [])
+            chat = ChatRequest.model_construct(
+                model=wire.model, messages=wire.messages or [], tools=wire.tools
+            )
             rendered = [await self._chat(chat, entry)]
         total = sum(len(prompt.token_ids) for prompt in rendered)
-        return json_response(TokenCount(total, wire.model, entry.source_id), ignored_header(wire))
+        return json_response(TokenCount(total, wire.model, target.source_id), ignored_header(wire))
 
     async def tokenize(self, request: Request) -> Response:
         wire = await wire_request(request, TokenizeRequest, "/tokenize", self._services)
-        entry = self._entry(request, wire.model, "/tokenize")
+        entry = self._target(request, wire.model, "/tokenize", wire.messages).entry
         _require_one(wire.prompt, wire.messages)
         judge_template(None, wire.chat_template_kwargs, self._services.bounds)
         prompts = await self._services.pool.prompts(entry)
@@ -55,6 +59,7 @@ class TokenRoutes:
             chat = ChatRequest.model_construct(
                 model=wire.model,
                 messages=wire.messages or [],
+                tools=wire.tools,
                 add_special_tokens=wire.add_special_tokens,
                 add_generation_prompt=wire.add_generation_prompt,
                 continue_final_message=wire.continue_final_message,
@@ -68,18 +73,24 @@ class TokenRoutes:
 
     async def detokenize(self, request: Request) -> Response:
         wire = await wire_request(request, DetokenizeRequest, "/detokenize", self._services)
-        entry = self._entry(request, wire.model, "/detokenize")
+        entry = self._target(request, wire.model, "/detokenize").entry
         prompts = await self._services.pool.prompts(entry)
         text = await prompts.detokenize(wire.tokens)
         return json_response(Text(text), ignored_header(wire))
 
-    def _entry(self, request: Request, name: str, route: str) -> Entry:
-        entry = self._services.entry(name, route)
-        exchange_of(request).model = entry.id
-        return entry
+    def _target(
+        self, request: Request, name: str, route: str, messages: list[Message] | None = None
+    ) -> Target:
+        """Only models that generate have a chat template."""
+        target = self._services.target(name, route, None if messages is None else "generate")
+        exchange_of(request).model = target.id
+        return target
 
     async def _chat(self, chat: ChatRequest, entry: Entry) -> Prompt:
         judge_messages(chat.messages, self._services.bounds)
+        judge_tools(chat.tools, None, self._services.bounds)
+        # Counting needs no tool_parser: every tool_choice renders the same.
+        chat.tool_choice = "none"
         admit_chat(chat, policy_of(entry))
         prompts = await self._services.pool.prompts(entry)
         rendered = await render_chat(chat, prompts, policy_of(entry), bounded=False)

@@ -19,16 +19,17 @@ RegistryOption = Annotated[Path | None, typer.Option("--registry", help="Registr
 
 @app.command("list")
 def list_models(registry: RegistryOption = None) -> None:
-    """List the registry's models and whether their checkpoints are on this host."""
+    """List the registry's models and LoRAs, and whether their checkpoints are on this host."""
     table = Table("model", "on this host", "context", "GPUs", "license", "source", box=None)
-    for entry in _registry(registry).entries.values():
+    for target in _registry(registry).targets():
+        entry = target.entry
         table.add_row(
-            entry.id,
-            "yes" if entry.checkpoint else "no",
+            target.id,
+            "yes" if target.is_present else "no",
             str(entry.max_model_len or "model's"),
             str(entry.tensor_parallel_size * entry.pipeline_parallel_size),
-            entry.license or "",
-            entry.source_id,
+            target.license or "",
+            target.source_id,
         )
     Console(width=None if os.isatty(1) else 200).print(table)
 
@@ -36,12 +37,12 @@ def list_models(registry: RegistryOption = None) -> None:
 @app.command("pull")
 def pull_model(model: str, registry: RegistryOption = None) -> None:
     """Download a model's checkpoint into the local Hugging Face cache."""
-    entry = _registry(registry).find(model)
-    if entry is None:
+    target = _registry(registry).find(model)
+    if target is None:
         raise ConfigError(f"the registry has no {model!r}")
-    if is_directory_source(entry.source):
-        raise ConfigError(f"{entry.id} is served from a directory; there is nothing to download")
-    typer.echo(str(pull(entry.source, entry.revision)))
+    if is_directory_source(target.source):
+        raise ConfigError(f"{target.id} is served from a directory; there is nothing to download")
+    typer.echo(str(pull(target.source, target.revision)))
 
 
 def _registry(path: Path | None) -> Registry:

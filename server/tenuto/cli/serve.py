@@ -103,10 +103,12 @@ def chosen_models(registry: Registry, models: str | None) -> tuple[str, ...]:
         return tuple(entry.id for entry in registry.present() if entry.load == "eager")
     ids = []
     for name in filter(None, (part.strip() for part in models.split(","))):
-        entry = registry.find(name)
-        if entry is None:
+        target = registry.find(name)
+        if target is None:
             known = ", ".join(registry.entries)
             raise ConfigError(f"--models: the registry has no {quoted(name)!r}; it has {known}")
+        # A LoRA's id loads its base.
+        entry = target.entry
         if entry.checkpoint is None:
             raise ConfigError(
                 f"--models: {entry.id}: its checkpoint is not on this host: run "

@@ -34,12 +34,16 @@ class Prompts(Protocol):
 
 
 class Engine(Protocol):
-    """One loaded model. Errors while generating: `EngineLost`, `BadRequest`."""
+    """One loaded model, for its task alone. Errors of a request: `EngineLost`, `BadRequest`."""
 
     def generate(
         self, prompt: Prompt, sampling: Sampling, request_id: str
     ) -> AsyncGenerator[Step, None]:
         """Closing the iterator aborts the request in the engine."""
+        ...
+
+    async def embed(self, prompt: Prompt, dimensions: int | None, request_id: str) -> list[float]:
+        """Cancelling aborts the request in the engine."""
         ...
 
     async def wait_lost(self) -> None:

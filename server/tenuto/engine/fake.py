@@ -5,7 +5,8 @@ Tokens are the UTF-8 bytes of the text. The same test asserts each behaviour on 
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tenuto.engine.types import (
@@ -29,8 +30,15 @@ Reply = Callable[[Prompt, Sampling, int], str]
 
 
 def echo_reply(prompt: Prompt, sampling: Sampling, index: int) -> str:
-    """Says which candidate it is, and differs by the seed."""
-    return f"reply {index} to {len(prompt.token_ids)} tokens, seed {sampling.seed}"
+    """Says which candidate it is, and differs by the seed and the LoRA."""
+    adapted = f", as {sampling.lora}" if sampling.lora else ""
+    return f"reply {index} to {len(prompt.token_ids)} tokens, seed {sampling.seed}{adapted}"
+
+
+def embedding_of(prompt: Prompt) -> list[float]:
+    """Tells texts apart, and every value is a float32."""
+    ids = prompt.token_ids
+    return [len(ids) / 2, ids[0] / 4, -ids[-1] / 8, sum(ids) / 16]
 
 
 @dataclass
@@ -46,10 +54,10 @@ class FakePrompts:
     async def text(self, text: TextPrompt, *, bounded: bool = True) -> Prompt:
         content = text.content
         if isinstance(content, str):
-            return self._bounded(list(content.encode()), content, "prompt", bounded)
+            return self._bounded(list(content.encode()), content, text.param, bounded)
         if max(content) >= VOCAB_SIZE:
-            raise BadRequest("A token id is out of vocabulary.", param="prompt")
-        return self._bounded(content, None, "prompt", bounded)
+            raise BadRequest("A token id is out of vocabulary.", param=text.param)
+        return self._bounded(content, None, text.param, bounded)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         if token_ids and max(token_ids) >= VOCAB_SIZE:
@@ -91,10 +99,7 @@ class FakeEngine:
         self, prompt: Prompt, sampling: Sampling, request_id: str
     ) -> AsyncGenerator[Step, None]:
         self.generated.append(sampling)
-        self.running += sampling.n
-        self.idle.clear()
-        self.started.set()
-        try:
+        with self._running(sampling.n):
             candidates = [self._tokens(prompt, sampling, index) for index in range(sampling.n)]
             if sampling.stream:
                 for step in self._steps(candidates, sampling):
@@ -103,10 +108,11 @@ class FakeEngine:
             else:
                 await self._allowed()
                 yield Step([_whole(index, c, sampling) for index, c in enumerate(candidates)])
-        finally:
-            self.running -= sampling.n
-            if self.running == 0:
-                self.idle.set()
+
+    async def embed(self, prompt: Prompt, dimensions: int | None, request_id: str) -> list[float]:
+        with self._running(1):
+            await self._allowed()
+            return embedding_of(prompt)[:dimensions]
 
     async def wait_lost(self) -> None:
         await self._lost.wait()
@@ -116,6 +122,18 @@ class FakeEngine:
 
     async def close(self, drain_s: float) -> None:
         self.lose()
+
+    @contextmanager
+    def _running(self, num_requests: int) -> Iterator[None]:
+        self.running += num_requests
+        self.idle.clear()
+        self.started.set()
+        try:
+            yield
+        finally:
+            self.running -= num_requests
+            if self.running == 0:
+                self.idle.set()
 
     async def _allowed(self) -> None:
         await asyncio.sleep(0)
@@ -144,19 +162,26 @@ class FakeEngine:
 
 @dataclass
 class FakeBackend:
-    """`fails` names models whose engine does not start."""
+    """`fails` names models whose engine does not start; `dimensions` are those of embeddings."""
 
     max_model_len: int = 2048
     fails: frozenset[str] = frozenset()
     reply: Reply = echo_reply
+    dimensions: Sequence[int] = ()
     engines: dict[str, FakeEngine] = field(default_factory=dict)
 
     async def prompts(self, spec: EngineSpec) -> FakePrompts:
-        return FakePrompts(ModelFacts(spec.max_model_len or self.max_model_len, VOCAB_SIZE))
+        max_model_len = spec.max_model_len or self.max_model_len
+        return FakePrompts(ModelFacts(max_model_len, VOCAB_SIZE, dimensions=self.dimensions))
 
     async def engine(self, spec: EngineSpec) -> FakeEngine:
         if spec.model_id in self.fails:
             raise EngineStartError(f"model {spec.model_id}: did not start: told to fail")
+        for lora in spec.loras:
+            if not lora.adapter.is_dir():
+                raise EngineStartError(
+                    f"model {spec.model_id}: cannot load its LoRAs: {lora.id} is not there"
+                )
         self.engines[spec.model_id] = FakeEngine(self.reply)
         return self.engines[spec.model_id]
 

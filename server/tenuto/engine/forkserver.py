@@ -33,6 +33,8 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Its messages quote the constraint.
+    "LLGUIDANCE_LOG_LEVEL": "0",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -69,7 +71,7 @@ class EngineContext(ForkServerContext):
 
     def start_server(self) -> None:
         """Starts the fork server; its imports go on in the background."""
-        self.set_forkserver_preload(["tenuto.engine.preload"])
+        self.set_forkserver_preload(["tenuto.engine.quiet", "tenuto.engine.preload"])
         forkserver.ensure_running()
 
     def Process(  # type: ignore[override]

@@ -37,6 +37,7 @@ class LazyVllm:
     async def _import(self) -> Backend:
         began = time.monotonic()
         try:
+            importlib.import_module("tenuto.engine.quiet")
             module = await asyncio.to_thread(importlib.import_module, "tenuto.engine.vllm")
         except ImportError as error:
             raise EngineStartError(f"vLLM cannot be imported: {error}") from None

@@ -8,6 +8,16 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 FinishReason = Literal["stop", "length"]
+Task = Literal["generate", "embed"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """An adapter of a model, by the id that `Sampling.lora` names."""
+
+    id: str
+    adapter: Path
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +26,7 @@ class EngineSpec:
 
     model_id: str
     checkpoint: Path
+    task: Task = "generate"
     max_model_len: int | None = None
     quantization: str | None = None
     dtype: str = "auto"
@@ -27,16 +38,19 @@ class EngineSpec:
     trust_remote_code: bool = False
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    loras: tuple[LoraSpec, ...] = ()
     engine_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """`max_model_len` in tokens (prompt and completion together)."""
+    """`max_model_len` in tokens (prompt and completion together). `dimensions` are the sizes
+    to which the model's embeddings may be cut; none unless it was trained for that."""
 
     max_model_len: int
     vocab_size: int
     quantization: str | None = None
+    dimensions: Sequence[int] = ()
 
 
 class ToolCall(msgspec.Struct):
@@ -69,21 +83,27 @@ class Prompt:
     """A rendered prompt: `token_ids` is exactly what the engine sees, and what is counted.
 
     `parser` makes one parser per choice, for a model that has parsers; with `keep_special_tokens`
-    it needs them in the text.
+    it needs them in the text. Constraints begin where the reasoning has `reasoning_ended`; a model
+    that reasons may decide that by the arguments of its template.
     """
 
     token_ids: list[int]
     text: str | None = None
     parser: Callable[[], AnswerParser] | None = None
     keep_special_tokens: bool = False
+    reasoning_ended: bool = True
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
+    """`param` is the request's field that holds it, to blame."""
+
     content: str | list[int]
     add_special_tokens: bool = True
     truncate_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
+    param: str = "prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +135,7 @@ class Sampling:
     """How to generate; every value is already judged against the contract's bounds.
 
     `stream` asks for one `Step` per engine output (deltas); otherwise one `Step` carries
-    every candidate whole.
+    every candidate whole. `lora` is the id of one of the engine's adapters.
     """
 
     max_tokens: int
@@ -144,6 +164,7 @@ class Sampling:
     allowed_token_ids: tuple[int, ...] | None = None
     constraint: Constraint | None = None
     cache_salt: str | None = None
+    lora: str | None = None
 
 
 class TopLogprob(msgspec.Struct, frozen=True):

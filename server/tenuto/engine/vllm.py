@@ -7,11 +7,15 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import vllm.v1.engine.utils
+from vllm.config import StructuredOutputsConfig
+from vllm import PoolingParams
+from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -22,7 +26,7 @@ from tenuto.engine.types import EngineSpec, EngineStats, Prompt, Sampling, Step
 from tenuto.engine.vllm_errors import constraint_errors, translated
 from tenuto.engine.vllm_params import sampling_params, step
 from tenuto.engine.vllm_prompts import VllmPrompts
-from tenuto.errors import CheckpointError, EngineStartError
+from tenuto.errors import CheckpointError, EngineLost, EngineStartError
 
 logger = logging.getLogger(__name__)
 # Without a KV budget vLLM takes a share of the whole host's memory and refuses a second engine.
@@ -45,7 +49,15 @@ class VllmBackend:
     async def engine(self, spec: EngineSpec) -> "VllmEngine":
         # One at a time: vLLM measures memory while it starts, and the context knows one process.
         async with self._starting:
-            return await asyncio.to_thread(self._start, spec)
+            engine = await asyncio.to_thread(self._start, spec)
+        try:
+            with _named(spec, "cannot load its LoRAs"):
+                await engine.load_loras()
+            await engine.require(spec)
+        except BaseException:
+            await engine.close(0)
+            raise
+        return engine
 
     def _prompts(self, spec: EngineSpec) -> VllmPrompts:
         args = _common_args(spec) | {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
@@ -66,7 +78,11 @@ class VllmBackend:
             time.monotonic() - configured,
         )
         assert self._context.process is not None
-        return VllmEngine(llm, self._context.process)
+        loras = [
+            LoRARequest(lora.id, number, str(lora.adapter))
+            for number, lora in enumerate(spec.loras, start=1)
+        ]
+        return VllmEngine(llm, self._context.process, loras)
 
     def _engine_args(self, spec: EngineSpec) -> dict[str, Any]:
         args = _common_args(spec) | {
@@ -82,37 +98,74 @@ class VllmBackend:
             args["model"] = str(_for_cpu(spec.checkpoint, self._cache_dir))
             args.setdefault("kv_cache_memory_bytes", DEFAULT_CPU_KV_CACHE_BYTES)
             args |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
-        return args | dict(spec.engine_args)
+        return args | _lora_args(spec) | dict(spec.engine_args) | _constraint_args(spec)
 
 
 class VllmEngine:
     """`tenuto.engine.base.Engine` over one `AsyncLLM` and its engine process."""
 
-    def __init__(self, llm: AsyncLLM, process: EngineProcess) -> None:
+    def __init__(self, llm: AsyncLLM, process: EngineProcess, loras: list[LoRARequest]) -> None:
         self._llm = llm
         self._process = process
+        self._loras = {lora.lora_name: lora for lora in loras}
+
+    async def load_loras(self) -> None:
+        """Now, so that a bad adapter is found before the first request for it."""
+        for lora in self._loras.values():
+            await self._llm.add_lora(lora)
+
+    async def require(self, spec: EngineSpec) -> None:
+        """Errors: `EngineStartError` when the model cannot do what the registry says."""
+        tasks = await self._llm.get_supported_tasks()
+        if spec.task not in tasks:
+            able = ", ".join(tasks)
+            raise EngineStartError(f"model {spec.model_id}: cannot {spec.task}, but: {able}")
 
     async def generate(
         self, prompt: Prompt, sampling: Sampling, request_id: str
     ) -> AsyncGenerator[Step, None]:
         with translated():
             params = sampling_params(sampling)
+            lora = self._loras[sampling.lora] if sampling.lora else None
             rendered: Any = tokens_input(prompt.token_ids, cache_salt=sampling.cache_salt)
             if sampling.constraint is not None:
                 with constraint_errors(sampling.constraint.param):
-                    rendered = await self._verified(rendered, params, request_id)
+                    rendered = await self._verified(rendered, params, request_id, lora)
+                rendered.reasoning_ended = prompt.reasoning_ended
+                kwargs = {"chat_template_kwargs": dict(prompt.template_kwargs)}
+                rendered.reasoning_parser_kwargs = kwargs
             first = True
-            async with aclosing(self._llm.generate(rendered, params, request_id)) as outputs:
+            outputs = self._llm.generate(rendered, params, request_id, lora_request=lora)
+            async with aclosing(outputs):
                 async for output in outputs:
                     yield step(output, sampling, first=first)
                     first = False
 
-    async def _verified(self, rendered: Any, params: Any, request_id: str) -> Any:
+    async def embed(self, prompt: Prompt, dimensions: int | None, request_id: str) -> list[float]:
+        params = PoolingParams(task="embed", dimensions=dimensions)
+        with translated("input"):
+            outputs = self._llm.encode(tokens_input(prompt.token_ids), params, request_id)
+            async with aclosing(outputs):
+                vectors = [output.outputs.data async for output in outputs]
+        vector: list[float] = vectors[-1].float().tolist()
+        # What vLLM gives for a request that was aborted.
+        if not vector:
+            raise EngineLost
+        return vector
+
+    async def _verified(
+        self, rendered: Any, params: Any, request_id: str, lora: LoRARequest | None
+    ) -> Any:
         """vLLM verifies constraints while it processes a request: seconds for a hostile schema,
         which must not stall the event loop."""
         tasks = await self._llm.get_supported_tasks()
         return await asyncio.to_thread(
-            self._llm.input_processor.process_inputs, request_id, rendered, params, tasks
+            self._llm.input_processor.process_inputs,
+            request_id,
+            rendered,
+            params,
+            tasks,
+            lora_request=lora,
         )
 
     async def wait_lost(self) -> None:
@@ -144,12 +197,34 @@ def _common_args(spec: EngineSpec) -> dict[str, Any]:
         "pipeline_parallel_size": spec.pipeline_parallel_size,
         "trust_remote_code": spec.trust_remote_code,
     }
+    if spec.task == "embed":
+        args["runner"] = "pooling"
     if spec.reasoning_parser is not None:
         # So that constraints begin where the reasoning ends.
         args["reasoning_parser"] = spec.reasoning_parser
     if spec.max_model_len is not None:
         args["max_model_len"] = spec.max_model_len
     return args
+
+
+def _constraint_args(spec: EngineSpec) -> dict[str, Any]:
+    """The backend that vLLM chooses of its own takes seconds per token for some short regexes and
+    grammars, in the loop that serves all requests; this one takes milliseconds."""
+    chosen = {"backend": "guidance", **spec.engine_args.get("structured_outputs_config", {})}
+    return {"structured_outputs_config": StructuredOutputsConfig(**chosen)}
+
+
+def _lora_args(spec: EngineSpec) -> dict[str, Any]:
+    if not spec.loras:
+        return {}
+    highest = max(lora.rank for lora in spec.loras)
+    # vLLM knows some ranks only, and refuses the adapter when even its largest is too small.
+    fitting = [rank for rank in get_args(MaxLoRARanks) if rank >= highest]
+    return {
+        "enable_lora": True,
+        "max_loras": len(spec.loras),
+        "max_lora_rank": min(fitting, default=max(get_args(MaxLoRARanks))),
+    }
 
 
 def _for_cpu(checkpoint: Path, cache_dir: Path) -> Path:

@@ -33,7 +33,10 @@ def constraint_errors(param: str) -> Iterator[None]:
     """vLLM's words for a bad constraint quote it, and constraints are request content."""
     try:
         yield
-    except (VLLMClientError, ValueError):
+    except (VLLMClientError, ValueError) as error:
+        if getattr(error, "parameter", None) is not None:
+            # vLLM verifies the other parameters at the same time, and names those.
+            raise
         raise BadRequest(
             f"{param} is not a valid constraint, or not one that can be enforced.", param=param
         ) from None

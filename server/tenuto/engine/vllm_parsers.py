@@ -3,16 +3,23 @@
 They take vLLM's own request object: it is built here, and only for a model that has a parser.
 """
 
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm.config import ModelConfig
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.parser import ParserManager
 from vllm.parser.abstract_parser import Parser
+from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.tokenizers import TokenizerLike
 
-from tenuto.engine.types import AnswerParser, ChatPrompt, Parsed, ToolCall
+from tenuto.engine.types import ChatPrompt, Parsed, Prompt, ToolCall
+
+# They log what they cannot parse, and answers are in no log.
+for name in ("vllm.parser", "vllm.reasoning", "vllm.tool_parsers"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Parsers:
@@ -41,32 +48,75 @@ class Parsers:
         def make() -> Parser:
             return chosen(self._tokenizer, request.tools, model_config=self._model, **arguments)
 
-        return ChatParsers(make, make().adjust_request(request))
+        first = make()
+        return ChatParsers(make, first.adjust_request(request), _reasoning_end(first))
 
 
 class ChatParsers:
     """Makes one parser per choice. Some parsers need the special tokens in the text."""
 
-    def __init__(self, make: Callable[[], Parser], request: ChatCompletionRequest) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Parser],
+        request: ChatCompletionRequest,
+        reasoning_ended: Callable[[list[int]], bool],
+    ) -> None:
         self._make = make
         self._request = request
-        self.keep_special_tokens = not request.skip_special_tokens
+        self._reasoning_ended = reasoning_ended
 
-    def for_prompt(self, token_ids: list[int]) -> Callable[[], AnswerParser]:
-        return lambda: VllmParser(self._make(), self._request, token_ids)
+    def attached(self, prompt: Prompt) -> Prompt:
+        """`prompt` with what tells its answers' parts apart."""
+        token_ids = prompt.token_ids
+        return replace(
+            prompt,
+            parser=lambda: VllmParser(self._make, self._request, token_ids),
+            keep_special_tokens=not self._request.skip_special_tokens,
+            reasoning_ended=self._reasoning_ended(token_ids),
+            template_kwargs=self._request.chat_template_kwargs or {},
+        )
 
 
 class VllmParser:
     """`tenuto.engine.types.AnswerParser` for one choice."""
 
     def __init__(
-        self, parser: Parser, request: ChatCompletionRequest, prompt_token_ids: list[int]
+        self,
+        make: Callable[[], Parser],
+        request: ChatCompletionRequest,
+        prompt_token_ids: list[int],
     ) -> None:
-        self._parser = parser
+        self._make = make
+        self._parser = make()
         self._request = request
         self._prompt_token_ids = prompt_token_ids
+        self._text = ""
+        self._token_ids: list[int] = []
+        self._told = Parsed()
 
     def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Parsed:
+        self._text += text
+        self._token_ids += token_ids
+        parsed = self._fed(text, token_ids, finished)
+        self._told = _joined(self._told, parsed)
+        if not finished:
+            return parsed
+        # Fed in few large pieces, vLLM's parsers lose calls and arguments.
+        return _joined(parsed, _untold(self.whole(self._text, self._token_ids), self._told))
+
+    def whole(self, text: str, token_ids: Sequence[int]) -> Parsed:
+        parser = self._make()
+        parser.set_prompt_token_ids(self._prompt_token_ids)
+        reasoning, content, functions = parser.parse(
+            text, self._request, enable_auto_tools=True, model_output_token_ids=list(token_ids)
+        )
+        calls = [
+            ToolCall(index, function.arguments, function.id or make_tool_call_id(), function.name)
+            for index, function in enumerate(functions or ())
+        ]
+        return Parsed(content or "", reasoning or "", calls)
+
+    def _fed(self, text: str, token_ids: Sequence[int], finished: bool) -> Parsed:
         delta = self._parser.parse_delta(
             text,
             list(token_ids),
@@ -76,19 +126,45 @@ class VllmParser:
         )
         if delta is None:
             return Parsed()
-        calls = [_tool_call(call, call.index) for call in delta.tool_calls or ()]
+        known = {call.index for call in self._told.tool_calls}
+        calls = []
+        for call in delta.tool_calls or ():
+            # Arguments of a call that has not been named yet are told with its name, at the end.
+            if call.function.name or call.index in known:
+                known.add(call.index)
+                calls.append(_tool_call(call))
         return Parsed(delta.content or "", delta.reasoning or "", calls)
 
-    def whole(self, text: str, token_ids: Sequence[int]) -> Parsed:
-        self._parser.set_prompt_token_ids(self._prompt_token_ids)
-        reasoning, content, functions = self._parser.parse(
-            text, self._request, enable_auto_tools=True, model_output_token_ids=list(token_ids)
-        )
-        calls = [
-            ToolCall(index, function.arguments, function.id, function.name)
-            for index, function in enumerate(functions or ())
-        ]
-        return Parsed(content or "", reasoning or "", calls)
+
+def _joined(first: Parsed, second: Parsed) -> Parsed:
+    return Parsed(
+        first.content + second.content,
+        first.reasoning + second.reasoning,
+        [*first.tool_calls, *second.tool_calls],
+    )
+
+
+def _untold(whole: Parsed, told: Parsed) -> Parsed:
+    """What of `whole` is not in `told`, as far as one goes on where the other ends."""
+    calls = []
+    for call in whole.tool_calls:
+        pieces = [piece for piece in told.tool_calls if piece.index == call.index]
+        if not pieces:
+            calls.append(call)
+        elif rest := _rest(call.arguments, "".join(piece.arguments for piece in pieces)):
+            calls.append(ToolCall(call.index, rest))
+    return Parsed(_rest(whole.content, told.content), _rest(whole.reasoning, told.reasoning), calls)
+
+
+def _rest(whole: str, told: str) -> str:
+    return whole[len(told) :] if whole.startswith(told) else ""
+
+
+def _reasoning_end(parser: Parser) -> Callable[[list[int]], bool]:
+    """Whether nothing of a prompt's reasoning is left to come."""
+    if parser.reasoning_parser is None:
+        return lambda token_ids: True
+    return parser.is_reasoning_end
 
 
 def _parser_class(
@@ -103,15 +179,27 @@ def _parser_class(
 
 
 def _request(chat: ChatPrompt) -> ChatCompletionRequest:
-    tools = list(chat.tools) if chat.parse_tools else []
+    tools = [_tool(tool["function"]) for tool in chat.tools] if chat.parse_tools else []
     return ChatCompletionRequest(
-        messages=chat.messages,
+        messages=[{"role": "assistant", "content": "", "tool_calls": _earlier_calls(chat)}],
         tools=tools or None,
         tool_choice="auto" if tools else "none",
         chat_template_kwargs=dict(chat.template_kwargs),
     )
 
 
-def _tool_call(call: Any, index: int) -> ToolCall:
+def _tool(function: dict[str, Any]) -> dict[str, Any]:
+    known = ("name", "description", "parameters")
+    return {"type": "function", "function": {k: function[k] for k in known if k in function}}
+
+
+def _earlier_calls(chat: ChatPrompt) -> list[dict[str, Any]]:
+    """Of the messages, parsers only want to know the number of calls so far."""
+    number = sum(len(message.get("tool_calls") or ()) for message in chat.messages)
+    function = {"name": "", "arguments": ""}
+    return [{"id": "", "type": "function", "function": function} for _ in range(number)]
+
+
+def _tool_call(call: Any) -> ToolCall:
     function = call.function
-    return ToolCall(index, function.arguments or "", call.id, function.name)
+    return ToolCall(call.index, function.arguments or "", call.id, function.name)

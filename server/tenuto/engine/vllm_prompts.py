@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.inputs import TextPrompt as VllmText
 from vllm.inputs import TokensPrompt
 from vllm.renderers import ChatParams, TokenizeParams
@@ -24,6 +24,7 @@ class VllmPrompts:
             max_model_len=model.max_model_len,
             vocab_size=model.get_vocab_size(),
             quantization=model.quantization,
+            dimensions=_dimensions(model) if spec.task == "embed" else (),
         )
         self._renderer = renderer_from_config(config)
         self._chat_template = spec.chat_template
@@ -45,23 +46,16 @@ class VllmPrompts:
             tokenize = self._tokenize_params(chat, self._renderer.default_chat_tok_params, bounded)
             _, rendered = await self._renderer.render_chat_async([chat.messages], params, tokenize)
             parsers = self._parsers.of(chat)
-        token_ids = rendered[0]["prompt_token_ids"]
-        if parsers is None:
-            return Prompt(token_ids, rendered[0].get("prompt"))
-        return Prompt(
-            token_ids,
-            rendered[0].get("prompt"),
-            parsers.for_prompt(token_ids),
-            parsers.keep_special_tokens,
-        )
+        prompt = Prompt(rendered[0]["prompt_token_ids"], rendered[0].get("prompt"))
+        return prompt if parsers is None else parsers.attached(prompt)
 
     async def text(self, text: TextPrompt, *, bounded: bool = True) -> Prompt:
-        with translated("prompt"):
+        with translated(text.param):
             tokenize = self._tokenize_params(text, self._renderer.default_cmpl_tok_params, bounded)
             if isinstance(text.content, str):
                 prompt: Any = VllmText(prompt=text.content)
             else:
-                self._renderer.validate_token_ids(text.content, parameter="prompt")
+                self._renderer.validate_token_ids(text.content, parameter=text.param)
                 prompt = TokensPrompt(prompt_token_ids=text.content)
             rendered = await self._renderer.render_cmpl_async([prompt], tokenize)
         token_ids = rendered[0]["prompt_token_ids"]
@@ -92,3 +86,9 @@ class VllmPrompts:
             truncate_prompt_tokens=prompt.truncate_tokens,
             truncation_side=prompt.truncation_side,
         )
+
+
+def _dimensions(model: ModelConfig) -> Sequence[int]:
+    if not model.is_matryoshka:
+        return ()
+    return tuple(model.matryoshka_dimensions or ()) or range(1, model.embedding_size + 1)

@@ -49,6 +49,11 @@ def admit_chat(request: ChatRequest, policy: Policy) -> None:
             "tool_choice 'required', a named function, or 'none'.",
             param="tools",
         )
+    if request.detokenize is False and policy.has_reasoning_parser:
+        raise BadRequest(
+            "detokenize must not be false for a model with a reasoning_parser, which reads text.",
+            param="detokenize",
+        )
 
 
 def admit_text(request: CompletionRequest, policy: Policy) -> None:

@@ -94,12 +94,13 @@ class ChatFrames(_Frames):
 
     def _delta(self, delta: Delta) -> Iterator[bytes]:
         gained = self._gained(delta)
-        if gained or delta.logprobs or (delta.token_ids and self._plan.return_token_ids):
+        logprobs = chat_logprobs(delta.logprobs, self._plan)
+        if gained or logprobs or (delta.token_ids and self._plan.return_token_ids):
             yield self._frame(
                 ChatChunkChoice(
                     index=delta.index,
                     delta=gained or ChatDelta(content=""),
-                    logprobs=chat_logprobs(delta.logprobs, self._plan),
+                    logprobs=logprobs,
                     token_ids=self._token_ids(delta),
                 )
             )

@@ -40,10 +40,14 @@ def _append(
         logprobs.top_logprobs.append(None)
         return
     token = token_text(entry.token_id, entry.token, plan)
-    top = {token_text(t.token_id, t.token, plan): _finite(t.logprob) for t in entry.top}
     logprobs.tokens.append(token)
     logprobs.token_logprobs.append(_finite(entry.logprob))
-    logprobs.top_logprobs.append({token: _finite(entry.logprob)} | top if plan.logprobs else None)
+    top = {token: _finite(entry.logprob)}
+    for other in entry.top:
+        # Parts of characters have no text of their own: of equal ones the most likely counts.
+        text, logprob = token_text(other.token_id, other.token, plan), _finite(other.logprob)
+        top[text] = max(logprob, top.get(text, logprob))
+    logprobs.top_logprobs.append(top if plan.logprobs else None)
 
 
 def name_first_token(logprobs: CompletionLogprobs, prompt: Prompt, plan: Plan) -> None:

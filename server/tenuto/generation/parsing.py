@@ -3,7 +3,6 @@
 import json
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
 from tenuto.engine.types import AnswerParser, Parsed, Prompt, ToolCall
 from tenuto.generation.translate import Plan
@@ -14,7 +13,9 @@ def answer_parser(plan: Plan, prompt: Prompt) -> AnswerParser | None:
     """A new parser for one choice; None where all text is content."""
     own = prompt.parser() if prompt.parser is not None else None
     forced = forced_parser(plan.forced_choice)
-    return Chained(own, forced) if own is not None and forced is not None else forced or own
+    if own is not None and forced is not None:
+        return Chained(own, forced)
+    return FirstCall(own) if own is not None and plan.single_call else forced or own
 
 
 def call_id() -> str:
@@ -28,8 +29,10 @@ class NamedCall:
         self._name: str | None = name
 
     def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Parsed:
+        if not text:
+            return Parsed()
         if self._name is None:
-            return Parsed(tool_calls=[ToolCall(0, text)]) if text else Parsed()
+            return Parsed(tool_calls=[ToolCall(0, text)])
         opening = ToolCall(0, text, call_id(), self._name)
         self._name = None
         return Parsed(tool_calls=[opening])
@@ -39,7 +42,7 @@ class NamedCall:
 
 
 class RequiredCalls:
-    """Each element of the array becomes a call as soon as it is whole."""
+    """Each element of the array becomes a call as soon as it is whole, worded as the model did."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -52,25 +55,26 @@ class RequiredCalls:
         if "}" not in text:
             return Parsed()
         while (found := self._next_element()) is not None:
-            calls.append(
-                ToolCall(self._calls, json.dumps(found["parameters"]), call_id(), found["name"])
-            )
+            name, arguments = found
+            calls.append(ToolCall(self._calls, arguments, call_id(), name))
             self._calls += 1
         return Parsed(tool_calls=calls)
 
     def whole(self, text: str, token_ids: Sequence[int]) -> Parsed:
         return self.feed(text, token_ids, finished=True)
 
-    def _next_element(self) -> dict[str, Any] | None:
-        """The next whole object of the array; None when it has not arrived yet."""
+    def _next_element(self) -> tuple[str, str] | None:
+        """Name and arguments of the next whole object; None when it has not arrived yet."""
         start = self._text.find("{", self._position)
         if start < 0:
             return None
         try:
             element, self._position = json.JSONDecoder().raw_decode(self._text, start)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             return None
-        return dict(element)
+        # The schema has the name first, and names hold no braces.
+        arguments = self._text[self._text.index("{", start + 1) : self._position - 1]
+        return str(element["name"]), arguments.rstrip()
 
 
 class Chained:
@@ -90,6 +94,24 @@ class Chained:
     def _second_of(self, parsed: Parsed, finished: bool) -> Parsed:
         inner = self._second.feed(parsed.content, (), finished=finished)
         return Parsed(inner.content, parsed.reasoning, inner.tool_calls)
+
+
+class FirstCall:
+    """What `parallel_tool_calls: false` leaves of a parser's calls."""
+
+    def __init__(self, parser: AnswerParser) -> None:
+        self._parser = parser
+
+    def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Parsed:
+        return _first_call(self._parser.feed(text, token_ids, finished=finished))
+
+    def whole(self, text: str, token_ids: Sequence[int]) -> Parsed:
+        return _first_call(self._parser.whole(text, token_ids))
+
+
+def _first_call(parsed: Parsed) -> Parsed:
+    first = [call for call in parsed.tool_calls if call.index == 0]
+    return Parsed(parsed.content, parsed.reasoning, first)
 
 
 def forced_parser(choice: object) -> AnswerParser | None:

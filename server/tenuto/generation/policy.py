@@ -8,3 +8,4 @@ from typing import Literal
 class Policy:
     system_prompt: Literal["native", "merge", "reject"] = "native"
     has_tool_parser: bool = False
+    has_reasoning_parser: bool = False

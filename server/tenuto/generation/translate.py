@@ -25,6 +25,7 @@ class Plan:
     """`sampling` asks the engine for `candidates` sequences per prompt; `n` of them are returned.
 
     `forced_choice`: the tool choice that `sampling` is constrained to.
+    `single_call`: of the calls that the model chooses to make, the first alone is returned.
     `drop_completion`: the engine cannot generate nothing, so its one token is dropped.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     return_prompt_token_ids: bool = False
     token_ids_as_text: bool = False
     forced_choice: ToolChoice | None = None
+    single_call: bool = False
 
     def stopping_at(self, token_ids: tuple[int, ...]) -> "Plan":
         """With the registry's ends of a turn beside the request's."""
@@ -46,6 +48,9 @@ class Plan:
             return self
         stops = self.sampling.stop_token_ids + token_ids
         return replace(self, sampling=replace(self.sampling, stop_token_ids=stops))
+
+    def adapted_by(self, lora: str) -> "Plan":
+        return replace(self, sampling=replace(self.sampling, lora=lora))
 
 
 def chat_prompt(request: ChatRequest, system_prompt: str) -> ChatPrompt:
@@ -89,7 +94,8 @@ def chat_plan(request: ChatRequest, facts: ModelFacts, bounds: Bounds) -> Plan:
     sampling = _limited(plan, asked, param, facts, bounds)
     forced = _forced(request)
     if forced is None:
-        return replace(plan, sampling=sampling)
+        single = request.parallel_tool_calls is False
+        return replace(plan, sampling=sampling, single_call=single)
     if sampling.constraint is not None:
         raise BadRequest(
             f"{sampling.constraint.param} and a forced tool_choice exclude each other.",
@@ -163,7 +169,10 @@ def _forced(request: ChatRequest) -> Constraint | None:
 def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
     effort = request.reasoning_effort
     given = request.chat_template_kwargs or {}
-    return given if effort is None else {"reasoning_effort": effort} | given
+    if effort is None:
+        return given
+    # Most templates know a switch and no effort: vLLM's server sets it too.
+    return {"reasoning_effort": effort, "enable_thinking": effort != "none"} | given
 
 
 def _message(message: Message) -> dict[str, Any]:

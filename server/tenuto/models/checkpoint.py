@@ -13,12 +13,31 @@ def is_directory_source(source: str) -> bool:
     return source.startswith(("/", "./", "../", "~"))
 
 
-def locate(source: str, revision: str | None, beside: Path) -> Path | None:
-    """The directory of `source`, or None when its config.json is not on this host."""
+def locate(
+    source: str, revision: str | None, beside: Path, config: str = "config.json"
+) -> Path | None:
+    """The directory of `source`, or None when its `config` is not on this host."""
     if is_directory_source(source):
         directory = beside / Path(source).expanduser()
-        return directory.resolve() if (directory / "config.json").is_file() else None
-    return _cached(source, revision)
+        return directory.resolve() if (directory / config).is_file() else None
+    return _cached(source, revision, config)
+
+
+def locate_adapter(source: str, beside: Path) -> Path | None:
+    """The directory of a LoRA in peft's format, or None when it is not on this host."""
+    directory = locate(source, None, beside, "adapter_config.json")
+    # Without this file vLLM would take a pickled one.
+    complete = directory is not None and (directory / "adapter_model.safetensors").is_file()
+    return directory if complete else None
+
+
+def adapter_rank(adapter: Path) -> int:
+    """The highest rank of a LoRA's matrices. Errors: `CheckpointError`."""
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{adapter}: adapter_config.json names no rank `r`") from None
 
 
 def generation_defaults(checkpoint: Path, names: Container[str]) -> dict[str, Any]:
@@ -45,7 +64,7 @@ def pull(source: str, revision: str | None) -> Path:
     return Path(path)
 
 
-def _cached(source: str, revision: str | None) -> Path | None:
+def _cached(source: str, revision: str | None, config: str) -> Path | None:
     """The snapshot in the Hugging Face cache whose download is complete."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
@@ -55,5 +74,5 @@ def _cached(source: str, revision: str | None) -> Path | None:
     if commit is None:
         return None
     snapshot = repo / "snapshots" / commit
-    complete = (snapshot / "config.json").is_file() and any(snapshot.glob("*.safetensors"))
+    complete = (snapshot / config).is_file() and any(snapshot.glob("*.safetensors"))
     return snapshot if complete else None

@@ -1,7 +1,8 @@
 """`model_registry.yaml`: which models there are, and how each is served."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,15 +10,22 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from tenuto.engine.types import EngineSpec
+from tenuto.engine.types import EngineSpec, LoraSpec, Task
 from tenuto.errors import ConfigError, quoted
-from tenuto.models.checkpoint import generation_defaults, is_directory_source, locate
+from tenuto.models.checkpoint import (
+    adapter_rank,
+    generation_defaults,
+    is_directory_source,
+    locate,
+    locate_adapter,
+)
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d+)?) ?({'|'.join(UNITS)})")
 # Fields of vLLM's that the server sets itself, and the registry key to use in their place.
 OWNED_ENGINE_ARGS = {
     "model": "source",
+    "runner": "task",
     "tokenizer": "source",
     "served_model_name": "id",
     "revision": "revision",
@@ -29,6 +37,9 @@ OWNED_ENGINE_ARGS = {
     "tensor_parallel_size": "tensor_parallel_size",
     "pipeline_parallel_size": "pipeline_parallel_size",
     "trust_remote_code": "trust_remote_code",
+    "enable_lora": "loras",
+    "max_loras": "loras",
+    "max_lora_rank": "loras",
     "scheduling_policy": "none: it is always priority",
     "shutdown_timeout": "the setting drain_s",
     "disable_log_stats": "none: the server has its own metrics",
@@ -47,6 +58,7 @@ def bytes_of(text: Any) -> Any:
 
 
 Bytes = Annotated[int, BeforeValidator(bytes_of)]
+TokenId = Annotated[int, Field(ge=0)]
 
 
 class SamplingDefaults(BaseModel):
@@ -83,11 +95,21 @@ class Served(BaseModel):
     trust_remote_code: bool = False
     tool_parser: str | None = Field(None, description="vLLM's name; for tool_choice auto")
     reasoning_parser: str | None = Field(None, description="vLLM's name; splits off reasoning")
-    stop_token_ids: tuple[int, ...] = Field((), description="ends of a turn beside the model's")
+    stop_token_ids: tuple[TokenId, ...] = Field((), description="ends of a turn beside the model's")
     sampling_defaults: SamplingDefaults | Literal["checkpoint"] = Field(
         default=SamplingDefaults(), description="for requests that say nothing"
     )
     engine_args: dict[str, Any] = Field(default_factory=dict, description="vLLM's, by its names")
+
+
+class Lora(BaseModel):
+    """An adapter in peft's format: served by its entry's engine, under an id of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(min_length=1)
+    source: str = Field(min_length=1, description="as the entry's: a repo id, or a directory")
+    license: str | None = None
 
 
 class Entry(Served):
@@ -97,6 +119,8 @@ class Entry(Served):
     source: str = Field(min_length=1, description="a repo id, or a directory (./…, /…, ~/…)")
     revision: str | None = None
     aliases: tuple[str, ...] = ()
+    task: Task = Field("generate", description="`embed`: an embedding model")
+    loras: tuple[Lora, ...] = Field((), description="adapters, each listed as a model")
     directory: Path = Field(exclude=True)
 
     @cached_property
@@ -104,10 +128,11 @@ class Entry(Served):
         """The checkpoint's directory, or None when it is not on this host."""
         return locate(self.source, self.revision, self.directory)
 
-    @property
-    def source_id(self) -> str:
-        """What the token counter names: never a path of this host."""
-        return self.id if is_directory_source(self.source) else self.source
+    @cached_property
+    def adapters(self) -> dict[str, Path]:
+        """The directories of the LoRAs that are on this host, by their ids."""
+        found = {lora.id: locate_adapter(lora.source, self.directory) for lora in self.loras}
+        return {name: adapter for name, adapter in found.items() if adapter is not None}
 
     @cached_property
     def template_text(self) -> str | None:
@@ -121,13 +146,15 @@ class Entry(Served):
         if isinstance(self.sampling_defaults, SamplingDefaults):
             return self.sampling_defaults.model_dump(exclude_none=True)
         assert self.checkpoint is not None
-        return generation_defaults(self.checkpoint, SamplingDefaults.model_fields)
+        found = generation_defaults(self.checkpoint, SamplingDefaults.model_fields)
+        return SamplingDefaults.model_validate(found).model_dump(exclude_none=True)
 
     def spec(self) -> EngineSpec:
         assert self.checkpoint is not None
         return EngineSpec(
             model_id=self.id,
             checkpoint=self.checkpoint,
+            task=self.task,
             max_model_len=self.max_model_len,
             quantization=self.quantization,
             dtype=self.dtype,
@@ -139,19 +166,65 @@ class Entry(Served):
             trust_remote_code=self.trust_remote_code,
             tool_parser=self.tool_parser,
             reasoning_parser=self.reasoning_parser,
+            loras=tuple(LoraSpec(n, path, adapter_rank(path)) for n, path in self.adapters.items()),
             engine_args=self.engine_args,
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a name stands for: a model, or one of its LoRAs."""
+
+    entry: Entry
+    lora: Lora | None = None
+
+    @property
+    def id(self) -> str:
+        return (self.lora or self.entry).id
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.id, *(self.entry.aliases if self.lora is None else ()))
+
+    @property
+    def source(self) -> str:
+        return (self.lora or self.entry).source
+
+    @property
+    def source_id(self) -> str:
+        """What the token counter names: never a path of this host."""
+        return self.id if is_directory_source(self.source) else self.source
+
+    @property
+    def license(self) -> str | None:
+        return (self.lora or self.entry).license
+
+    @property
+    def revision(self) -> str | None:
+        return self.entry.revision if self.lora is None else None
+
+    @property
+    def is_present(self) -> bool:
+        """All that it needs is on this host: for a LoRA its base too."""
+        adapted = self.lora is None or self.lora.id in self.entry.adapters
+        return adapted and self.entry.checkpoint is not None
+
+
 class Registry:
-    """All entries, by id and alias."""
+    """All entries, by id and alias, and their LoRAs."""
 
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = {entry.id: entry for entry in entries}
-        self._by_name = {name: entry for entry in entries for name in (entry.id, *entry.aliases)}
+        self._by_name = {name: target for target in self.targets() for name in target.names}
 
-    def find(self, name: str) -> Entry | None:
+    def find(self, name: str) -> Target | None:
         return self._by_name.get(name)
+
+    def targets(self) -> Iterator[Target]:
+        """Each model, followed by its LoRAs."""
+        for entry in self.entries.values():
+            yield Target(entry)
+            yield from (Target(entry, lora) for lora in entry.loras)
 
     def present(self) -> list[Entry]:
         """The models whose checkpoint is on this host."""
@@ -210,15 +283,34 @@ def _entry(path: Path, defaults: dict[str, Any], row: Any, position: int) -> Ent
             f"{where}: key `{key}`: {detail['msg']}, got {quoted(detail['input'])}"
         ) from None
     _judge_files(where, entry)
+    _judge_defaults(where, entry)
     return entry
 
 
 def _judge_files(where: str, entry: Entry) -> None:
     if is_directory_source(entry.source) and entry.checkpoint is None:
         raise ConfigError(f"{where}: key `source`: no checkpoint in directory {entry.source}")
+    if entry.loras and entry.task != "generate":
+        raise ConfigError(f"{where}: key `loras`: needs `task: generate`")
+    for lora in entry.loras:
+        if is_directory_source(lora.source) and lora.id not in entry.adapters:
+            raise ConfigError(
+                f"{where}: key `loras`: {quoted(lora.id)!r}: no adapter (adapter_config.json, "
+                f"adapter_model.safetensors) in directory {lora.source}"
+            )
     template = entry.chat_template
     if template is not None and not (entry.directory / template).is_file():
         raise ConfigError(f"{where}: key `chat_template`: no file {template}")
+
+
+def _judge_defaults(where: str, entry: Entry) -> None:
+    try:
+        dict(entry.request_defaults if entry.checkpoint is not None else {})
+    except (ValueError, AttributeError):
+        raise ConfigError(
+            f"{where}: key `sampling_defaults`: the checkpoint's generation_config.json has "
+            "values that no request could have"
+        ) from None
 
 
 def _judge_engine_args(where: str, entry: Entry, known: Collection[str] | None) -> None:
@@ -236,10 +328,12 @@ def _judge_engine_args(where: str, entry: Entry, known: Collection[str] | None) 
 def _refuse_duplicates(path: Path, entries: list[Entry]) -> None:
     seen: dict[str, str] = {}
     for entry in entries:
-        for key, name in [("id", entry.id), *(("aliases", alias) for alias in entry.aliases)]:
+        names = [("id", entry.id), *(("aliases", alias) for alias in entry.aliases)]
+        names += (("loras", lora.id) for lora in entry.loras)
+        for key, name in names:
             if name in seen:
                 raise ConfigError(
                     f"{path.name}: model {entry.id!r}: key `{key}`: {name!r} already names "
                     f"{seen[name]!r}"
                 )
-            seen[name] = entry.id
+            seen[name] = name if key == "loras" else entry.id

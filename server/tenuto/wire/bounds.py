@@ -15,7 +15,9 @@ class Bounds(BaseModel):
     body_bytes: int = Field(8 << 20, ge=1, description="largest request body")
     header_bytes: int = Field(32 << 10, ge=1024, description="all request headers together")
     messages: int = Field(2048, ge=1, description="messages of a chat")
-    prompts: int = Field(128, ge=1, description="prompts in one completions request")
+    prompts: int = Field(128, ge=1, description="prompts of a completion, inputs of embeddings")
+    # LangChain sends a thousand at once, OpenAI takes as many as this.
+    inputs: int = Field(2048, ge=1, description="inputs in one embeddings request")
     n: int = Field(16, ge=1, description="choices per prompt")
     best_of: int = Field(16, ge=1, description="candidates per prompt")
     stop_strings: int = Field(64, ge=0, description="stop strings")

@@ -1,14 +1,12 @@
 """Structured output as clients ask for it: one constraint, whichever field it came in."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import msgspec
 
 from tenuto.errors import BadRequest
 from tenuto.wire.bounds import Bounds
 from tenuto.wire.requests import GenerationRequest
+from tenuto.wire.schema import schema_allowed, schema_within
 
 Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 
@@ -83,22 +81,9 @@ def _judge(asked: Constrained, bounds: Bounds) -> None:
         allowed = f"a grammar of 1 to {bounds.grammar_bytes} bytes"
         within = 1 <= len(asked.value.encode()) <= bounds.grammar_bytes
     elif asked.kind == "json_schema":
-        allowed = (
-            f"a JSON schema of at most {bounds.schema_bytes} bytes "
-            f"and {bounds.schema_patterns} patterned properties"
-        )
-        within = _schema_within(asked.value, bounds)
+        allowed = schema_allowed(bounds)
+        within = schema_within(asked.value, bounds)
     else:
         return
     if not within:
         raise BadRequest(f"{asked.param} must be {allowed}.", param=asked.param)
-
-
-def _schema_within(schema: dict[str, Any] | str, bounds: Bounds) -> bool:
-    try:
-        text = schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
-    except RecursionError:
-        # Nested too deeply: the body was decoded with fewer calls on the stack.
-        return False
-    patterned = len(re.findall(r'"pattern(?:Properties)?"\s*:', text))
-    return len(text.encode()) <= bounds.schema_bytes and patterned <= bounds.schema_patterns

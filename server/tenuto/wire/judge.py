@@ -6,7 +6,13 @@ from typing import Any
 from tenuto.errors import BadRequest, quoted
 from tenuto.wire.bounds import Bounds, ranges
 from tenuto.wire.constraint import constrained
-from tenuto.wire.requests import ChatRequest, CompletionRequest, GenerationRequest, Message
+from tenuto.wire.requests import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    GenerationRequest,
+    Message,
+)
 from tenuto.wire.tools import judge_calls, judge_tools
 
 TEMPLATE_OWNED = {
@@ -39,7 +45,7 @@ def judge_chat(request: ChatRequest, bounds: Bounds) -> None:
 
 def judge_completion(request: CompletionRequest, bounds: Bounds) -> None:
     """Errors: `BadRequest`, with the param to blame."""
-    if not all(judge_batch(request.prompt, bounds)):
+    if not all(judge_batch(request.prompt, bounds.prompts)):
         raise BadRequest("prompt must be non-empty.", param="prompt")
     _judge_generation(request, bounds, least_max_tokens=0 if request.echo else 1)
     if request.suffix:
@@ -48,6 +54,14 @@ def judge_completion(request: CompletionRequest, bounds: Bounds) -> None:
         raise _outside("logprobs", request.logprobs, f"at least 0 and at most {bounds.logprobs}")
     if request.detokenize is False and request.echo:
         _refuse_without_text("echo")
+
+
+def judge_embedding(request: EmbeddingRequest, bounds: Bounds) -> list[Any]:
+    """The texts, each a string or token ids. Errors: `BadRequest`, with the param to blame."""
+    batch = judge_batch(request.input, bounds.inputs, "input")
+    if not all(batch):
+        raise BadRequest("input must be non-empty.", param="input")
+    return batch
 
 
 def judge_messages(messages: list[Message], bounds: Bounds) -> None:
@@ -83,13 +97,11 @@ def judge_template(template: object, arguments: dict[str, Any] | None, bounds: B
         )
 
 
-def judge_batch(prompt: str | list[Any], bounds: Bounds) -> list[Any]:
-    """The prompts of a batch. Errors: `BadRequest`."""
+def judge_batch(prompt: str | list[Any], most: int, param: str = "prompt") -> list[Any]:
+    """The prompts of a batch. Errors: `BadRequest`, which blames `param`."""
     batch = prompt if isinstance(prompt, list) and not _is_token_ids(prompt) else [prompt]
-    if not 1 <= len(batch) <= bounds.prompts:
-        raise BadRequest(
-            f"prompt must hold 1 to {bounds.prompts} prompts, got {len(batch)}.", param="prompt"
-        )
+    if not 1 <= len(batch) <= most:
+        raise BadRequest(f"{param} must hold 1 to {most} prompts, got {len(batch)}.", param=param)
     return batch
 
 

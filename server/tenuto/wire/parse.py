@@ -15,14 +15,17 @@ R = TypeVar("R", bound=Request)
 # Where pydantic would list one complaint per member of a union.
 EXPECTED = {
     "prompt": "a string, a list of strings, a list of token ids or a list of such lists",
+    "input": "a string, a list of strings, a list of token ids or a list of such lists",
     "content": "a string or a list of text parts, since this model takes text only",
     "stop": "a string or a list of strings",
     "guided_json": "a JSON schema, as an object or a string",
     "chat_template_kwargs": "an object whose values are scalars",
     "tool_choice": "'none', 'auto', 'required' or an object that names a function",
 }
+SYNONYMS = {"max_tokens": "max_completion_tokens"}
 NEVER_QUOTED = {
     "prompt",
+    "input",
     "messages",
     "tools",
     "stop",
@@ -64,13 +67,18 @@ def parse(kind: type[R], body: Mapping[str, Any], route: str) -> R:
 
 def with_defaults(request: R, defaults: Mapping[str, Any]) -> R:
     """`request` with the values of `defaults` where it says nothing."""
-    missing = {name: value for name, value in defaults.items() if getattr(request, name) is None}
+    missing = {name: value for name, value in defaults.items() if not _says(request, name)}
     return request.model_copy(update=missing) if missing else request
 
 
 def ignored_fields(request: Request) -> list[str]:
     """Names of the fields that were sent and that nothing here acts upon."""
     return sorted(request.model_extra or ())
+
+
+def _says(request: Request, name: str) -> bool:
+    names = type(request).model_fields.keys() & {name, SYNONYMS.get(name, name)}
+    return any(getattr(request, field) is not None for field in names)
 
 
 def _translated(details: list[ErrorDetails], route: str) -> InvalidRequest | BadRequest:

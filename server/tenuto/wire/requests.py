@@ -134,14 +134,25 @@ class CompletionRequest(GenerationRequest):
     suffix: str | None = None
 
 
+class EmbeddingRequest(Request):
+    input: str | list[str] | TokenIds | list[TokenIds]
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="base64: little-endian float32; default float."
+    )
+    dimensions: int | None = Field(None, description="For models trained to be cut.")
+    user: Any = Field(None, description="Accepted without effect.")
+
+
 class CounterRequest(Request):
     prompt: str | list[str] | TokenIds | list[TokenIds] | None = None
     messages: list[Message] | None = None
+    tools: list[Tool] | None = None
 
 
 class TokenizeRequest(Request):
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: list[Tool] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -124,6 +124,24 @@ class Completion(msgspec.Struct):
     object: str = "text_completion"
 
 
+class Embedding(msgspec.Struct):
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: str = "list"
+
+
 class ModelCard(msgspec.Struct):
     """`created` and `owned_by` are the hosted API's constants."""
 

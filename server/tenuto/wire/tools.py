@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tenuto.errors import BadRequest, quoted
 from tenuto.wire.bounds import Bounds
+from tenuto.wire.schema import schema_allowed, schema_within
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -70,9 +71,9 @@ def judge_tools(tools: list[Tool] | None, choice: ToolChoice | None, bounds: Bou
                 param="tools",
             )
     schemas = [tool.function.parameters or {} for tool in tools]
-    if len(msgspec.json.encode(schemas)) > bounds.schema_bytes:
+    if not schema_within(schemas, bounds):
         raise BadRequest(
-            f"tools must have parameters of at most {bounds.schema_bytes} bytes.", param="tools"
+            f"tools: all parameters together must be {schema_allowed(bounds)}.", param="tools"
         )
     if isinstance(choice, NamedTool) and choice.function.name not in names:
         raise BadRequest(

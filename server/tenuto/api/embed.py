@@ -1,0 +1,56 @@
+"""Embeddings: parse, judge, lease, render, embed, answer."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenuto.api.body import ignored_header, json_response, wire_request
+from tenuto.api.exchange import Exchange, exchange_of
+from tenuto.api.services import Services
+from tenuto.api.stream import ClientGone, until_disconnect
+from tenuto.generation.embedding import (
+    embedded,
+    embedding_answer,
+    judge_dimensions,
+    render_inputs,
+)
+from tenuto.generation.usage import Tally
+from tenuto.models.registry import Entry
+from tenuto.wire.judge import judge_embedding
+from tenuto.wire.requests import EmbeddingRequest
+
+ROUTE = "/embeddings"
+
+
+class EmbeddingRoutes:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def embeddings(self, request: Request) -> Response:
+        wire = await wire_request(request, EmbeddingRequest, ROUTE, self._services)
+        entry = self._services.target(wire.model, ROUTE, "embed").entry
+        exchange = exchange_of(request)
+        exchange.model = entry.id
+        batch = judge_embedding(wire, self._services.bounds)
+        try:
+            work = self._respond(wire, batch, entry, exchange)
+            return await until_disconnect(request.receive, work)
+        except ClientGone:
+            return Response(status_code=499)
+
+    async def _respond(
+        self,
+        wire: EmbeddingRequest,
+        batch: list[str | list[int]],
+        entry: Entry,
+        exchange: Exchange,
+    ) -> Response:
+        lease = self._services.pool.lease(entry)
+        try:
+            prompts = await self._services.pool.prompts(entry)
+            judge_dimensions(wire.dimensions, prompts.facts)
+            rendered = await render_inputs(batch, prompts)
+            vectors = await embedded(lease.engine, rendered, wire.dimensions)
+        finally:
+            lease.release()
+        exchange.tally = Tally.of(rendered)
+        return json_response(embedding_answer(wire, vectors, exchange.tally), ignored_header(wire))
