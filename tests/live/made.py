@@ -33,7 +33,7 @@ def write_extended(directory: Path) -> Path:
     )
 
 
-def make_lora(directory: Path, seed: int, scale: float = 0.05) -> Path:
+def make_lora(directory: Path, seed: int, scale: float = 0.15) -> Path:
     """An adapter of the demo checkpoint, in peft's format. At scale 0 it changes nothing."""
     random = torch.Generator().manual_seed(seed)
     tensors = {}

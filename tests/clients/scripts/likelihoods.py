@@ -7,7 +7,9 @@ import json
 import sys
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 
 def log_likelihood(model: Any, tokenizer: Any, text: str) -> float:
@@ -19,10 +21,27 @@ def log_likelihood(model: Any, tokenizer: Any, text: str) -> float:
     return float(chosen.sum().item())
 
 
+def dequantised(checkpoint: str) -> LlamaForCausalLM:
+    """A plain model in float32. transformers' own dequantising keeps rounding the activations."""
+    config = AutoConfig.from_pretrained(checkpoint)
+    del config.quantization_config
+    stored = load_file(f"{checkpoint}/model.safetensors")
+    weights = {
+        name: tensor.float() * stored[f"{name}_scale"].float()
+        if f"{name}_scale" in stored
+        else tensor.float()
+        for name, tensor in stored.items()
+        if not name.endswith("_scale")
+    }
+    model = LlamaForCausalLM(config).to(torch.float32)
+    model.load_state_dict(weights, strict=not config.tie_word_embeddings)
+    model.tie_weights()
+    return model.eval()
+
+
 def main() -> None:
     checkpoint = sys.argv[1]
-    plain = CompressedTensorsConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, quantization_config=plain)
+    model = dequantised(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     texts = json.load(sys.stdin)
     print(json.dumps([log_likelihood(model, tokenizer, text) for text in texts]))
