@@ -6,7 +6,15 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 
 from tenuto.wire.bounds import Bounds, ranges
-from tenuto.wire.requests import ChatRequest, CompletionRequest
+from tenuto.wire.requests import (
+    ChatRequest,
+    CompletionRequest,
+    CounterRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    Request,
+    TokenizeRequest,
+)
 
 TEXT = (Path(__file__).parents[1] / "docs/api.md").read_text()
 SECTION = TEXT.split("## Parameters")[1].split("\n## ")[0]
@@ -21,6 +29,14 @@ DOCUMENTED_BY_THE_HOSTED_API = re.findall(
     "n best_of presence_penalty frequency_penalty repetition_penalty temperature top_p top_k min_p "
     "seed stop max_tokens min_tokens detokenize skip_special_tokens",
 )
+
+
+OTHERS: dict[str, type[Request]] = {
+    "/embeddings": EmbeddingRequest,
+    "/utils/token_counter": CounterRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
 
 
 def endpoints_of(name: str) -> str:
@@ -60,3 +76,13 @@ def test_sizes() -> None:
         "chat_template_kwargs": bounds.template_kwargs,
     }.items():
         assert re.search(rf"\b{size}\b", ROWS[name][4]), name
+
+
+def test_fields_of_the_other_routes() -> None:
+    section = TEXT.split("## Fields of the other routes")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\S+)` \| `(\w+)` \|", section, re.M)
+    assert set(rows) == {
+        (route, name)
+        for route, kind in OTHERS.items()
+        for name in kind.model_fields.keys() - {"model"}
+    }
