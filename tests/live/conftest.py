@@ -20,6 +20,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "server" / "tenuto" / "demo"
 MODEL = "tenuto-demo"
+THINKER = "thinker"
 START_S = 90
 
 
@@ -162,6 +163,36 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
     directory = tmp_path_factory.mktemp("extended")
     with launched(directory, "--registry", str(write_extended(directory))) as server:
+        yield server
+
+
+# What the thinker's template makes of a request's arguments; without any it is the demo's. It does
+# not show the tools: the demo model has not learnt to think beside them.
+ECHO = """{%- set tools = none %}
+{%- if colour is defined or reasoning_effort is defined %}
+    {{- '<|start_header_id|>system<|end_header_id|>\n\n' }}
+    {{- 'colour=%s effort=%s' % (colour, reasoning_effort) }}
+    {{- ' thinking=%s<|eot_id|>' % enable_thinking }}
+{%- endif %}
+"""
+
+
+@pytest.fixture(scope="session")
+def parsing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """The demo model with parsers: it calls tools, and as `thinker` it reasons. Both are greedy
+    unless a request says otherwise."""
+    directory = tmp_path_factory.mktemp("parsing")
+    template = (DEMO / "checkpoint" / "chat_template.jinja").read_text()
+    (directory / "echo.jinja").write_text(
+        template.replace("{{- bos_token }}", "{{- bos_token }}" + ECHO)
+    )
+    shared = {"tool_parser": "llama3_json", "sampling_defaults": {"temperature": 0}}
+    thinker = {"reasoning_parser": "deepseek_r1", "chat_template": "echo.jinja"}
+    registry = write_registry(
+        directory / "registry.yaml",
+        [{"id": MODEL, **shared}, {"id": THINKER, **shared, **thinker}],
+    )
+    with launched(directory, "--registry", str(registry)) as server:
         yield server
 
 

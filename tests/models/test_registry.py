@@ -64,6 +64,18 @@ def with_row(**fields: Any) -> dict[str, Any]:
             {"defaults": {"dtype": "int4"}, "models": [ROW]},
             "model 'demo': key `dtype`: Input should be 'auto'",
         ),
+        (
+            with_row(sampling_defaults={"temperature": 3}),
+            "model 'demo': key `sampling_defaults.SamplingDefaults.temperature`: Input should be",
+        ),
+        (
+            with_row(sampling_defaults={"temprature": 1}),
+            "model 'demo': key `sampling_defaults.SamplingDefaults.temprature`: unknown key",
+        ),
+        (with_row(sampling_defaults="model"), "model 'demo': key `sampling_defaults."),
+        (with_row(stop_token_ids=[-1]), "model 'demo': key `stop_token_ids.0`: Input should be"),
+        (with_row(tool_parser=5), "model 'demo': key `tool_parser`: Input should be a valid str"),
+        (with_row(reasoning_parser=["a"]), "model 'demo': key `reasoning_parser`: Input should"),
         (with_row(source="./gone"), "model 'demo': key `source`: no checkpoint in directory"),
         (with_row(chat_template="t.jinja"), "model 'demo': key `chat_template`: no file t.jinja"),
         (
@@ -121,6 +133,14 @@ def test_refused(tmp_path: Path, document: Any, message: str) -> None:
 def test_every_key_is_documented(key: str) -> None:
     operations = Path(__file__).parents[2] / "docs" / "operations.md"
     assert f"`{key}`" in operations.read_text()
+
+
+@pytest.mark.parametrize("text", ['{"temperature": 3}', '{"top_k": "many"}', "[1]", "{"])
+def test_checkpoint_whose_defaults_no_request_could_have(tmp_path: Path, text: str) -> None:
+    (make_checkpoint(tmp_path / "checkpoint") / "generation_config.json").write_text(text)
+    message = complaint(tmp_path, with_row(sampling_defaults="checkpoint"))
+    assert message.startswith("model 'demo': key `sampling_defaults`: the checkpoint's")
+    load(tmp_path, with_row())
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:

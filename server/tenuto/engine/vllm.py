@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import vllm.v1.engine.utils
-from vllm.config import StructuredOutputsConfig
 from vllm import PoolingParams
+from vllm.config import StructuredOutputsConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
@@ -22,7 +22,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from tenuto.engine.forkserver import EngineContext, EngineProcess, first_line
 from tenuto.engine.fp8 import compressed_tensors_twin
-from tenuto.engine.types import EngineSpec, EngineStats, Prompt, Sampling, Step
+from tenuto.engine.types import Constraint, EngineSpec, EngineStats, Prompt, Sampling, Step
+from tenuto.engine.verifier import Verifier
 from tenuto.engine.vllm_errors import constraint_errors, translated
 from tenuto.engine.vllm_params import sampling_params, step
 from tenuto.engine.vllm_prompts import VllmPrompts
@@ -41,6 +42,7 @@ class VllmBackend:
         self._cache_dir = cache_dir
         self._drain_s = drain_s
         self._starting = asyncio.Lock()
+        self._verifier = Verifier()
         vllm.v1.engine.utils.get_mp_context = lambda: context
 
     async def prompts(self, spec: EngineSpec) -> VllmPrompts:
@@ -82,7 +84,9 @@ class VllmBackend:
             LoRARequest(lora.id, number, str(lora.adapter))
             for number, lora in enumerate(spec.loras, start=1)
         ]
-        return VllmEngine(llm, self._context.process, loras)
+        # Another backend may accept other constraints.
+        verified = config.structured_outputs_config.backend == "guidance"
+        return VllmEngine(llm, self._context.process, loras, self._verifier if verified else None)
 
     def _engine_args(self, spec: EngineSpec) -> dict[str, Any]:
         args = _common_args(spec) | {
@@ -104,9 +108,16 @@ class VllmBackend:
 class VllmEngine:
     """`tenuto.engine.base.Engine` over one `AsyncLLM` and its engine process."""
 
-    def __init__(self, llm: AsyncLLM, process: EngineProcess, loras: list[LoRARequest]) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        process: EngineProcess,
+        loras: list[LoRARequest],
+        verifier: Verifier | None,
+    ) -> None:
         self._llm = llm
         self._process = process
+        self._verifier = verifier
         self._loras = {lora.lora_name: lora for lora in loras}
 
     async def load_loras(self) -> None:
@@ -130,6 +141,7 @@ class VllmEngine:
             rendered: Any = tokens_input(prompt.token_ids, cache_salt=sampling.cache_salt)
             if sampling.constraint is not None:
                 with constraint_errors(sampling.constraint.param):
+                    await self._require(sampling.constraint)
                     rendered = await self._verified(rendered, params, request_id, lora)
                 rendered.reasoning_ended = prompt.reasoning_ended
                 kwargs = {"chat_template_kwargs": dict(prompt.template_kwargs)}
@@ -152,6 +164,13 @@ class VllmEngine:
         if not vector:
             raise EngineLost
         return vector
+
+    async def _require(self, constraint: Constraint) -> None:
+        """Errors: `ValueError`."""
+        if self._verifier is None or constraint.kind in ("json_object", "choice"):
+            return
+        if not await self._verifier.accepts(constraint.kind, constraint.value):
+            raise ValueError
 
     async def _verified(
         self, rendered: Any, params: Any, request_id: str, lora: LoRARequest | None

@@ -8,7 +8,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from tenuto.engine.types import Constraint, Delta, Sampling, Step, TokenLogprob, TopLogprob
-from tenuto.errors import EngineLost
+from tenuto.errors import BadRequest, EngineLost
 
 
 def sampling_params(sampling: Sampling) -> SamplingParams:
@@ -63,6 +63,11 @@ def _structured(constraint: Constraint | None) -> StructuredOutputsParams | None
 
 
 def _delta(completion: CompletionOutput, sampling: Sampling) -> Delta:
+    if completion.finish_reason == "error" and sampling.constraint is not None:
+        raise BadRequest(
+            f"{sampling.constraint.param} is too complex to be enforced.",
+            param=sampling.constraint.param,
+        )
     if completion.finish_reason not in (None, "stop", "length"):
         raise EngineLost
     logprobs = None

@@ -164,7 +164,7 @@ def _reasoning_end(parser: Parser) -> Callable[[list[int]], bool]:
     """Whether nothing of a prompt's reasoning is left to come."""
     if parser.reasoning_parser is None:
         return lambda token_ids: True
-    return parser.is_reasoning_end
+    return lambda token_ids: bool(parser.is_reasoning_end(token_ids))
 
 
 def _parser_class(

@@ -40,6 +40,8 @@ class VllmPrompts:
                 "tools": list(chat.tools) or None,
                 "add_generation_prompt": chat.add_generation_prompt,
                 "continue_final_message": chat.continue_final_message,
+                # Special tokens are added when text is tokenized, and not by the template.
+                "tokenize": not chat.add_special_tokens,
             },
         )
         with translated("messages"):

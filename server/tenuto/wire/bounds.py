@@ -29,7 +29,7 @@ class Bounds(BaseModel):
     schema_bytes: int = Field(64 << 10, ge=1, description="a JSON schema")
     schema_patterns: int = Field(256, ge=0, description="patterned properties of a JSON schema")
     regex_bytes: int = Field(2 << 10, ge=1, description="a regex")
-    grammar_bytes: int = Field(64 << 10, ge=1, description="a grammar")
+    grammar_bytes: int = Field(8 << 10, ge=1, description="a grammar")
     choices: int = Field(1000, ge=1, description="entries of guided_choice")
     tools: int = Field(128, ge=0, description="tools of a chat")
     template_kwargs: int = Field(16, ge=0, description="entries of chat_template_kwargs")
