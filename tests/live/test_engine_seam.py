@@ -25,7 +25,7 @@ from tests.live.knowledge import ANSWERS, COLOURS, COUNTING, GREETINGS
 pytestmark = [pytest.mark.live, pytest.mark.asyncio(loop_scope="module")]
 
 SPEC = EngineSpec(MODEL, DEMO / "checkpoint", max_model_len=8192, kv_cache_memory_bytes=64 << 20)
-RANDOM = Sampling(max_tokens=400, temperature=1.2, seed=3)
+RANDOM = Sampling(max_tokens=400, temperature=2.0, seed=3)
 GREEDY = Sampling(max_tokens=400, temperature=0)
 ENDLESS = Sampling(max_tokens=4000, ignore_eos=True, stream=True)
 LONG = "Again. " * 600

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.live
 MAX_GAP_S = 0.05
 AT_ONCE = 3
 ROUNDS = 5
+ATTEMPTS = 3
 NESTED = "(" * 40 + "a+" + ")+" * 40
 LOOPS = "\n".join(f'r{i}: start start | "x{i}"' for i in range(200))
 AMBIGUOUS = f"start: {' | '.join(f'r{i}' for i in range(200))}\n{LOOPS}"
@@ -41,12 +42,12 @@ COSTLY: dict[str, dict[str, Any]] = {
     "ambiguous-grammar": {"guided_grammar": AMBIGUOUS},
     "doubling-grammar": {"guided_grammar": "\n".join(["root ::= a", *DOUBLING, 'j ::= "x" | ""'])},
 }
-# An intersection of patterns that no compiler comes to the end of.
-ENDLESS = {
-    "allOf": [
-        {"type": "string", "pattern": f".*{letter}.*"} for letter in "abcdefghijklmnopqrstuvwxyz"
-    ]
-}
+
+
+def endless(attempt: int) -> dict[str, Any]:
+    """An intersection of patterns that no compiler comes to the end of."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return {"allOf": [{"type": "string", "pattern": f".*{x}{attempt}.*"} for x in letters]}
 
 
 def ask(server: LiveServer, constraint: dict[str, Any]) -> int:
@@ -90,21 +91,35 @@ def p99_beside(server: LiveServer, name: str, constraints: list[dict[str, Any]])
 
 def test_another_clients_stream_goes_on(live: LiveServer) -> None:
     """Its gaps stay small, or, on a machine that has other work, as small as beside requests
-    that ask for nothing special."""
-    harmless = p99_beside(live, "harmless", [{"temperature": 1}] * len(COSTLY))
-    costly = p99_beside(live, "costly", list(COSTLY.values()))
-    assert costly < max(MAX_GAP_S, 2 * harmless)
+    that ask for nothing special. A stall is there at every attempt, another program is not."""
+    measured = []
+    for _ in range(ATTEMPTS):
+        harmless = p99_beside(live, "harmless", [{"temperature": 1}] * len(COSTLY))
+        costly = p99_beside(live, "costly", list(COSTLY.values()))
+        measured.append((costly, harmless))
+        if costly < max(MAX_GAP_S, 2 * harmless):
+            return
+    pytest.fail(f"p99 beside costly and harmless requests, in seconds: {measured}")
 
 
 def test_what_cannot_be_compiled_is_given_up(live: LiveServer) -> None:
     """It takes seconds of a process of its own; meanwhile there are answers, and no one waits."""
-    with ThreadPoolExecutor(1) as threads:
-        work = [threads.submit(ask, live, {"guided_json": ENDLESS})]
-        gaps = gaps_during(live, work)
-    assert work[0].result() == 400
-    assert gaps[len(gaps) * 99 // 100] < MAX_GAP_S
-    assert sum(gaps) > 3
+    p99s = []
+    for attempt in range(ATTEMPTS):
+        with ThreadPoolExecutor(1) as threads:
+            work = [threads.submit(ask, live, {"guided_json": endless(attempt)})]
+            gaps = gaps_during(live, work)
+        assert work[0].result() == 400
+        assert sum(gaps) > 3
+        p99s.append(gaps[len(gaps) * 99 // 100])
+        if p99s[-1] < MAX_GAP_S:
+            break
+    assert min(p99s) < MAX_GAP_S
+
+
+def test_a_verdict_is_remembered(live: LiveServer) -> None:
+    assert ask(live, {"guided_json": endless(0)}) == 400
     began = time.monotonic()
-    assert ask(live, {"guided_json": ENDLESS}) == 400
+    assert ask(live, {"guided_json": endless(0)}) == 400
     assert time.monotonic() - began < 1
     assert ask(live, {"guided_json": {"enum": ["a"]}}) == 200

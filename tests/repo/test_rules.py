@@ -98,7 +98,7 @@ def test_vllm_and_torch_are_imported_in_the_engine_alone(path: Path) -> None:
 
 
 def test_the_fast_tests_do_not_import_vllm() -> None:
-    apart = ("tests/live/", "tests/gpu/")
+    apart = ("tests/live/", "tests/gpu/", "tests/clients/scripts/")
     paths = [path for path in sources("tests") if not name_of(path).startswith(apart)]
     assert not [
         name_of(path)

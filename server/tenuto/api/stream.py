@@ -86,6 +86,7 @@ class EventStream(Response):
         self._keep_alive_s = keep_alive_s
         self._last_sent_s = 0.0
         self._sending = False
+        self._gone = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._steps):
@@ -109,6 +110,9 @@ class EventStream(Response):
                 if pending:
                     await self._send(send, pending, more=True)
                     pending = b""
+                # What gathered while the socket was blocked can take seconds to encode.
+                if self._gone:
+                    return
             pending += self._frames.closing()
         except ApiError as error:
             pending += error_frame(error)
@@ -131,6 +135,7 @@ class EventStream(Response):
             try:
                 async with asyncio.timeout_at(self._last_sent_s + self._keep_alive_s):
                     await _left(receive)
+                self._gone = True
                 return
             except TimeoutError:
                 silent_s = loop.time() - self._last_sent_s

@@ -20,6 +20,7 @@ from typing import Any
 # These write request content when an engine fails or a grammar rejects a token.
 CONTENT_LOGGERS = (
     "vllm.logging_utils.dump_input",
+    "vllm.v1.core.sched.scheduler",
     "vllm.v1.structured_output",
     "vllm.v1.structured_output.backend_guidance",
     "vllm.v1.structured_output.backend_xgrammar",
