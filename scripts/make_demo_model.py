@@ -25,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tenuto.engine.fp8 import channelwise
+
 if TYPE_CHECKING:
     from scripts import demo_lessons as lessons
 else:
@@ -182,22 +184,6 @@ def fused_group(name: str) -> str:
     return f"{layer}.{FUSED.get(projection, projection)}"
 
 
-def compressed_tensors_config() -> dict[str, Any]:
-    common = {"num_bits": 8, "type": "float", "symmetric": True}
-    linear = {
-        "targets": ["Linear"],
-        "weights": {**common, "strategy": "channel", "dynamic": False},
-        "input_activations": {**common, "strategy": "token", "dynamic": True},
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "float-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": linear},
-        "ignore": ["lm_head"],
-    }
-
-
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     tokenizer.save_pretrained(out)
@@ -207,7 +193,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
         out / "tokenizer_config.json", {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
     )
     config = {**model.config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
-    write_json(out / "config.json", {**config, "quantization_config": compressed_tensors_config()})
+    write_json(out / "config.json", {**config, "quantization_config": channelwise(["lm_head"])})
     tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
     write_json(out / "generation_config.json", tokens)
     write_tensors(out, per_channel(model))

@@ -4,6 +4,7 @@ import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -162,30 +163,34 @@ def blocked(server: Running, engine: StepwiseEngine) -> int:
     return handed
 
 
-def test_leaving_while_not_reading(serve: Serve) -> None:
+@contextmanager
+def unread(server: Running, engine: StepwiseEngine) -> Iterator[socket.socket]:
     """The server's send blocks: the client's buffer is small, and the answer is not."""
-    server, engine = stepwise(
-        serve, None, max_model_len=50_000, reply=lambda prompt, sampling, index: "x" * 6000
-    )
     fields = {"stream": True, "logprobs": True, "top_logprobs": 20}
     with connected(server.url, receive_buffer=4096) as client:
         client.sendall(request_bytes(PATHS[0], chat_body(**fields)))
         read_until(client, b"data: ")
         assert blocked(server, engine) < 6000
+        yield client
+
+
+def long_winded(serve: Serve) -> tuple[Running, StepwiseEngine]:
+    return stepwise(
+        serve, None, max_model_len=50_000, reply=lambda prompt, sampling, index: "x" * 6000
+    )
+
+
+def test_leaving_while_not_reading(serve: Serve) -> None:
+    server, engine = long_winded(serve)
+    with unread(server, engine):
         assert engine.running == 1
     server.wait(engine.idle)
     server.left()
 
 
 def test_a_slow_reader_gets_everything(serve: Serve) -> None:
-    server, engine = stepwise(
-        serve, None, max_model_len=50_000, reply=lambda prompt, sampling, index: "x" * 6000
-    )
-    fields = {"stream": True, "logprobs": True, "top_logprobs": 20}
-    with connected(server.url, receive_buffer=4096) as client:
-        client.sendall(request_bytes(PATHS[0], chat_body(**fields)))
-        read_until(client, b"data: ")
-        assert blocked(server, engine) < 6000
+    server, engine = long_winded(serve)
+    with unread(server, engine) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         assert DONE.encode() in read_until(client, b"data: [DONE]\n\n")
     assert engine.handed == 6000

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tenuto.errors import BadRequest
-from tenuto.wire.constraint import Constrained, constrained
+from tenuto.wire.constraint import Constrained, judged_constraint
 from tests.building import BOUNDS, chat
 
 SCHEMA = {"type": "object"}
@@ -58,7 +58,7 @@ def nested(depth: int) -> dict[str, Any]:
     ],
 )
 def test_found(fields: dict[str, Any], expected: Constrained | None) -> None:
-    assert constrained(chat(**fields), BOUNDS) == expected
+    assert judged_constraint(chat(**fields), BOUNDS) == expected
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_found(fields: dict[str, Any], expected: Constrained | None) -> None:
 )
 def test_refused_without_repeating_it(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        constrained(chat(**fields), BOUNDS)
+        judged_constraint(chat(**fields), BOUNDS)
     assert caught.value.param == param
     assert SECRET not in caught.value.message
 
@@ -86,7 +86,7 @@ def test_deep_schema_is_judged_or_refused(depth: int) -> None:
     """As deep as a body can be nested and still be decoded."""
     try:
         request = chat(guided_json=nested(depth))
-        found = constrained(request, BOUNDS)
+        found = judged_constraint(request, BOUNDS)
     except BadRequest as error:
         assert error.param == "guided_json"  # noqa: PT017
     else:

@@ -8,14 +8,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenuto.api.exchange import SCOPE_KEY, Exchange, request_id_of
+from tenuto.api.exchange import CLIENT_LEFT, SCOPE_KEY, Exchange, request_id_of
 from tenuto.api.services import Services
 from tenuto.errors import ApiError, InternalError, TooLarge, Unavailable, encoded
 
 logger = logging.getLogger(__name__)
 OPEN_PATHS = {"/health", "/health/liveliness", "/health/readiness", "/openapi.json", "/docs"}
 OPEN_PREFIXES = ("/static/",)
-CLIENT_LEFT = 499
 LOOPBACK = {"127.0.0.1", "::1"}
 
 

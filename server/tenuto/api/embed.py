@@ -6,7 +6,7 @@ from starlette.responses import Response
 from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import Exchange, exchange_of
 from tenuto.api.services import Services
-from tenuto.api.stream import ClientGone, until_disconnect
+from tenuto.api.stream import until_disconnect
 from tenuto.generation.embedding import (
     embedded,
     embedding_answer,
@@ -31,11 +31,8 @@ class EmbeddingRoutes:
         exchange = exchange_of(request)
         exchange.model = entry.id
         batch = judge_embedding(wire, self._services.bounds)
-        try:
-            work = self._respond(wire, batch, entry, exchange)
-            return await until_disconnect(request.receive, work)
-        except ClientGone:
-            return Response(status_code=499)
+        work = self._respond(wire, batch, entry, exchange)
+        return await until_disconnect(request.receive, work)
 
     async def _respond(
         self,

@@ -11,6 +11,7 @@ from tenuto.access.keys import Key
 from tenuto.generation.usage import Tally
 
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+CLIENT_LEFT = 499
 SCOPE_KEY = "tenuto.exchange"
 
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import Exchange, exchange_of
 from tenuto.api.services import Services, policy_of
-from tenuto.api.stream import ClientGone, EventStream, Replay, Steps, until_disconnect
+from tenuto.api.stream import EventStream, Replay, Steps, until_disconnect
 from tenuto.engine.types import Prompt
 from tenuto.generation.answer import Head, returned
 from tenuto.generation.endpoint import CHAT, COMPLETION, Endpoint
@@ -43,10 +43,7 @@ class GenerationRoutes:
         endpoint.judge(wire, self._services.bounds)
         endpoint.admit(wire, policy_of(target.entry))
         work = self._respond(wire, target, endpoint, exchange)
-        try:
-            return await until_disconnect(request.receive, work)
-        except ClientGone:
-            return Response(status_code=499)
+        return await until_disconnect(request.receive, work)
 
     async def _respond(
         self, wire: GenerationRequest, target: Target, endpoint: Endpoint, exchange: Exchange

@@ -4,26 +4,22 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tenuto.api.exchange import CLIENT_LEFT
 from tenuto.engine.types import Step
 from tenuto.errors import ApiError, InternalError
 from tenuto.generation.frames import KEEP_ALIVE, Frames, error_frame
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
-
-
-class ClientGone(Exception):
-    """The client left before its answer began; there is nobody to tell."""
 
 
 class Steps(Protocol):
@@ -50,17 +46,17 @@ class Replay:
         pass
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
     """The result of `work`, which is cancelled and awaited when the client leaves first.
 
-    Errors: `ClientGone`.
+    Then nobody sees the 499.
     """
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(_left(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone
+            return Response(status_code=CLIENT_LEFT)
         return working.result()
     finally:
         await _cancelled(working, leaving)

@@ -210,6 +210,11 @@ def _quantization(config: dict[str, Any], shards: list[Shard]) -> dict[str, Any]
         for name, tensor in shard.tensors.items():
             if name.endswith(".weight") and len(tensor.shape) == 2 and tensor.dtype != FP8:
                 ignored.add(name.removesuffix(".weight"))
+    return channelwise(sorted(ignored))
+
+
+def channelwise(ignored: list[str]) -> dict[str, Any]:
+    """`quantization_config` of FP8-Dynamic in compressed-tensors: a scale per output channel."""
     common = {"num_bits": 8, "type": "float", "symmetric": True}
     linear = {
         "targets": ["Linear"],
@@ -221,7 +226,7 @@ def _quantization(config: dict[str, Any], shards: list[Shard]) -> dict[str, Any]
         "format": "float-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": linear},
-        "ignore": sorted(ignored),
+        "ignore": ignored,
     }
 
 

@@ -12,6 +12,7 @@ from tenuto.generation.fold import Choice, Folded, chosen
 from tenuto.generation.logprobs import (
     chat_logprobs,
     completion_logprobs,
+    finite,
     name_first_token,
     token_text,
 )
@@ -175,7 +176,7 @@ def _by_id(entry: TokenLogprob, plan: Plan) -> dict[str, Any]:
     rows += [(top.token_id, top.token, top.logprob) for top in entry.top]
     return {
         str(token_id): {
-            "logprob": max(logprob, -9999.0),
+            "logprob": finite(logprob),
             "decoded_token": token_text(token_id, token, plan),
         }
         for token_id, token, logprob in rows

@@ -41,11 +41,11 @@ def _append(
         return
     token = token_text(entry.token_id, entry.token, plan)
     logprobs.tokens.append(token)
-    logprobs.token_logprobs.append(_finite(entry.logprob))
-    top = {token: _finite(entry.logprob)}
+    logprobs.token_logprobs.append(finite(entry.logprob))
+    top = {token: finite(entry.logprob)}
     for other in entry.top:
         # Parts of characters have no text of their own: of equal ones the most likely counts.
-        text, logprob = token_text(other.token_id, other.token, plan), _finite(other.logprob)
+        text, logprob = token_text(other.token_id, other.token, plan), finite(other.logprob)
         top[text] = max(logprob, top.get(text, logprob))
     logprobs.top_logprobs.append(top if plan.logprobs else None)
 
@@ -69,14 +69,14 @@ def _chat_entry(entry: TokenLogprob, plan: Plan) -> ChatLogprob:
     top = [
         TopLogprob(
             token=token_text(t.token_id, t.token, plan),
-            logprob=_finite(t.logprob),
+            logprob=finite(t.logprob),
             bytes=_bytes(t.token, plan),
         )
         for t in entry.top
     ]
     return ChatLogprob(
         token=token_text(entry.token_id, entry.token, plan),
-        logprob=_finite(entry.logprob),
+        logprob=finite(entry.logprob),
         bytes=_bytes(entry.token, plan),
         top_logprobs=top,
     )
@@ -86,5 +86,5 @@ def _bytes(token: str | None, plan: Plan) -> list[int] | None:
     return None if token is None or plan.token_ids_as_text else list(token.encode())
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
     return max(logprob, LEAST_LOGPROB)

@@ -14,7 +14,13 @@ from tenuto.errors import BadRequest, quoted
 from tenuto.generation.tools import named_schema, required_schema
 from tenuto.wire.bounds import Bounds
 from tenuto.wire.constraint import constrained
-from tenuto.wire.requests import ChatRequest, CompletionRequest, GenerationRequest, Message
+from tenuto.wire.requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    Message,
+    as_batch,
+)
 from tenuto.wire.tools import NamedTool, ToolChoice
 
 DEFAULT_COMPLETION_MAX_TOKENS = 16
@@ -73,8 +79,6 @@ def chat_prompt(request: ChatRequest, system_prompt: str) -> ChatPrompt:
 
 
 def text_prompts(request: CompletionRequest) -> list[TextPrompt]:
-    prompt = request.prompt
-    batch: list[Any] = [prompt] if isinstance(prompt, str) or _is_token_ids(prompt) else prompt
     return [
         TextPrompt(
             content=content,
@@ -82,13 +86,13 @@ def text_prompts(request: CompletionRequest) -> list[TextPrompt]:
             truncate_tokens=request.truncate_prompt_tokens,
             truncation_side=request.truncation_side,
         )
-        for content in batch
+        for content in as_batch(request.prompt)
     ]
 
 
 def chat_plan(request: ChatRequest, facts: ModelFacts, bounds: Bounds) -> Plan:
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    plan = _plan(request, logprobs, facts, bounds)
+    plan = _plan(request, logprobs, facts)
     asked = request.max_tokens or request.max_completion_tokens
     param = "max_tokens" if request.max_tokens else "max_completion_tokens"
     sampling = _limited(plan, asked, param, facts, bounds)
@@ -109,7 +113,7 @@ def chat_plan(request: ChatRequest, facts: ModelFacts, bounds: Bounds) -> Plan:
 
 
 def completion_plan(request: CompletionRequest, facts: ModelFacts, bounds: Bounds) -> Plan:
-    plan = _plan(request, request.logprobs, facts, bounds)
+    plan = _plan(request, request.logprobs, facts)
     asked = request.max_tokens
     if asked is None:
         asked = min(DEFAULT_COMPLETION_MAX_TOKENS, facts.max_model_len)
@@ -185,16 +189,10 @@ def _message(message: Message) -> dict[str, Any]:
     return rendered
 
 
-def _is_token_ids(prompt: list[Any]) -> bool:
-    return bool(prompt) and isinstance(prompt[0], int)
-
-
-def _plan(
-    request: GenerationRequest, logprobs: int | None, facts: ModelFacts, bounds: Bounds
-) -> Plan:
+def _plan(request: GenerationRequest, logprobs: int | None, facts: ModelFacts) -> Plan:
     n = request.n or 1
     candidates = n if request.temperature == 0 else max(n, request.best_of or n)
-    sampling = _sampling(request, facts, bounds)
+    sampling = _sampling(request, facts)
     # vLLM reports the cumulative log-probability, by which candidates are ranked, only when asked
     # for log-probabilities; 0 of them is enough.
     ranking = 0 if candidates > n and logprobs is None else logprobs
@@ -213,7 +211,7 @@ def _plan(
     )
 
 
-def _sampling(request: GenerationRequest, facts: ModelFacts, bounds: Bounds) -> Sampling:
+def _sampling(request: GenerationRequest, facts: ModelFacts) -> Sampling:
     def given(name: str, default: Any) -> Any:
         value = getattr(request, name)
         return default if value is None else value
@@ -244,7 +242,7 @@ def _sampling(request: GenerationRequest, facts: ModelFacts, bounds: Bounds) -> 
         else None,
         bad_words=tuple(given("bad_words", ())),
         allowed_token_ids=tuple(request.allowed_token_ids) if request.allowed_token_ids else None,
-        constraint=_constraint(request, bounds),
+        constraint=_constraint(request),
         cache_salt=request.cache_salt,
     )
 
@@ -253,8 +251,8 @@ def _top_k(asked: int | None, vocab_size: int) -> int:
     return 0 if asked is None or asked < 1 else min(asked, vocab_size)
 
 
-def _constraint(request: GenerationRequest, bounds: Bounds) -> Constraint | None:
-    asked = constrained(request, bounds)
+def _constraint(request: GenerationRequest) -> Constraint | None:
+    asked = constrained(request)
     if asked is None:
         return None
     return Constraint(asked.param, asked.kind, asked.value)

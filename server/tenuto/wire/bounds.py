@@ -1,6 +1,7 @@
 """One table of what a request may ask for. All but the model's own limits are settings."""
 
 from dataclasses import dataclass
+from functools import cache
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -54,6 +55,7 @@ class Range:
         return low if self.high is None else f"{low} and at most {self.high}"
 
 
+@cache
 def ranges(bounds: Bounds) -> dict[str, Range]:
     """The interval of every numeric parameter, by its name."""
     return {

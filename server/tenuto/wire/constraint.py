@@ -20,15 +20,22 @@ class Constrained:
     value: Any
 
 
-def constrained(request: GenerationRequest, bounds: Bounds) -> Constrained | None:
-    """The request's one constraint. Errors: `BadRequest`."""
+def judged_constraint(request: GenerationRequest, bounds: Bounds) -> Constrained | None:
+    """The request's one constraint, within bounds. Errors: `BadRequest`."""
+    asked = constrained(request)
+    if asked is not None:
+        _judge(asked, bounds)
+    return asked
+
+
+def constrained(request: GenerationRequest) -> Constrained | None:
+    """The request's one constraint, of any size. Errors: `BadRequest`."""
     found = _candidates(request)
     if not found:
         return None
     if len(found) > 1:
         names = ", ".join(item.param for item in found)
         raise BadRequest(f"only one constraint is allowed, got {names}.", param=found[-1].param)
-    _judge(found[0], bounds)
     return found[0]
 
 

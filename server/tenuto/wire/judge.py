@@ -5,13 +5,14 @@ from typing import Any
 
 from tenuto.errors import BadRequest, quoted
 from tenuto.wire.bounds import Bounds, ranges
-from tenuto.wire.constraint import constrained
+from tenuto.wire.constraint import judged_constraint
 from tenuto.wire.requests import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
     GenerationRequest,
     Message,
+    as_batch,
 )
 from tenuto.wire.tools import judge_calls, judge_tools
 
@@ -99,14 +100,10 @@ def judge_template(template: object, arguments: dict[str, Any] | None, bounds: B
 
 def judge_batch(prompt: str | list[Any], most: int, param: str = "prompt") -> list[Any]:
     """The prompts of a batch. Errors: `BadRequest`, which blames `param`."""
-    batch = prompt if isinstance(prompt, list) and not _is_token_ids(prompt) else [prompt]
+    batch = as_batch(prompt)
     if not 1 <= len(batch) <= most:
         raise BadRequest(f"{param} must hold 1 to {most} prompts, got {len(batch)}.", param=param)
     return batch
-
-
-def _is_token_ids(prompt: list[Any]) -> bool:
-    return bool(prompt) and isinstance(prompt[0], int)
 
 
 def _judge_generation(
@@ -127,7 +124,7 @@ def _judge_generation(
         raise BadRequest("prompt_logprobs needs stream to be false.", param="prompt_logprobs")
     if request.detokenize is False and request.stop:
         _refuse_without_text("stop")
-    asked = constrained(request, bounds)
+    asked = judged_constraint(request, bounds)
     if asked is not None and request.detokenize is False:
         _refuse_without_text(asked.param)
     if request.priority:

@@ -162,3 +162,9 @@ class TokenizeRequest(Request):
 
 class DetokenizeRequest(Request):
     tokens: TokenIds
+
+
+def as_batch(prompt: str | list[Any]) -> list[Any]:
+    """The prompts of a `prompt` or `input`: each a string or a list of token ids."""
+    is_one = isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], int))
+    return [prompt] if is_one else list(prompt)
