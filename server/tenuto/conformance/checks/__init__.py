@@ -1,0 +1,58 @@
+"""What a case may require of its answers. Each check is one function; the YAML calls it by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tenuto.conformance.cases import CaseError
+from tenuto.conformance.checks import answers, http, sampling, streams, texts
+from tenuto.conformance.checks.registry import ACROSS, EACH
+from tenuto.conformance.exchange import Broken, Exchange
+
+# A case that says nothing of an exchange's status wants it to succeed.
+_SAY_STATUS = {"status", "error"}
+MODULES = (answers, http, sampling, streams, texts)
+
+
+def judge(case: str, checks: list[dict[str, Any]], exchanges: Mapping[str, Exchange]) -> None:
+    """Errors: `Broken` with the first requirement that is not met, `CaseError` for a bad case."""
+    said = {name for check in checks for name in _said(check, exchanges)}
+    for name, exchange in exchanges.items():
+        if name not in said and not exchange.left:
+            _require_success(name, exchange)
+    for check in checks:
+        _apply(case, dict(check), exchanges)
+
+
+def _said(check: Mapping[str, Any], exchanges: Mapping[str, Exchange]) -> list[str]:
+    return _targets(check, exchanges) if _SAY_STATUS & check.keys() else []
+
+
+def _targets(check: Mapping[str, Any], exchanges: Mapping[str, Exchange]) -> list[str]:
+    of = check.get("of", list(exchanges))
+    return [of] if isinstance(of, str) else of
+
+
+def _require_success(name: str, exchange: Exchange) -> None:
+    exchange.require_whole()
+    if exchange.status != 200:
+        raise Broken(f"{name}: status {exchange.status} instead of 200: {exchange.text[:300]}")
+
+
+def _apply(case: str, check: dict[str, Any], exchanges: Mapping[str, Exchange]) -> None:
+    targets = _targets(check, exchanges)
+    check.pop("of", None)
+    [(name, wanted)] = check.items()
+    if across := ACROSS.get(name):
+        across(exchanges, wanted)
+    elif each := EACH.get(name):
+        for target in targets:
+            _named(target, each, exchanges[target], wanted, len(exchanges))
+    else:
+        raise CaseError(f"{case}: there is no check {name!r}")
+
+
+def _named(target: str, each: Any, exchange: Exchange, wanted: Any, num_exchanges: int) -> None:
+    try:
+        each(exchange, wanted)
+    except Broken as broken:
+        raise Broken(f"{target}: {broken}" if num_exchanges > 1 else str(broken)) from None

@@ -1,0 +1,116 @@
+"""Choices, ends and counts of an answer."""
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from tenuto.conformance.answer import folded
+from tenuto.conformance.checks.registry import across, answers_of, each, require, require_equal
+from tenuto.conformance.exchange import Broken, Exchange, shortened
+
+
+@each
+def choices(exchange: Exchange, count: int) -> None:
+    """So many choices, numbered from 0."""
+    indexes = [choice.index for choice in folded(exchange).choices]
+    require_equal("the choices' indexes", indexes, list(range(count)))
+
+
+@each
+def finish(exchange: Exchange, wanted: str) -> None:
+    """Every choice ends once, and for this reason."""
+    for choice in folded(exchange).choices:
+        require_equal(f"choice {choice.index}'s finish_reason", choice.reasons, [wanted])
+
+
+@each
+def usage(exchange: Exchange, wanted: Mapping[str, int]) -> None:
+    """Exact counts by name."""
+    answer = folded(exchange)
+    for name, count in wanted.items():
+        require_equal(f"usage.{name}", answer.used(name), count)
+
+
+@each
+def usage_at_least(exchange: Exchange, wanted: Mapping[str, int]) -> None:
+    answer = folded(exchange)
+    for name, count in wanted.items():
+        found = answer.used(name)
+        require(found >= count, f"usage.{name} is {found}, less than {count}")
+
+
+@each
+def usage_adds_up(exchange: Exchange, wanted: bool) -> None:
+    """Prompt tokens and completion tokens are above 0, and make the total."""
+    answer = folded(exchange)
+    prompt, completion = answer.used("prompt_tokens"), answer.used("completion_tokens")
+    require(prompt > 0 and completion > 0, f"a count is 0: {shortened(answer.usage)}")
+    require_equal("usage.total_tokens", answer.used("total_tokens"), prompt + completion)
+
+
+@across
+def fewer_tokens(exchanges: Mapping[str, Exchange], names: list[str]) -> None:
+    """Each answer has fewer completion tokens than the next."""
+    counts = [answer.used("completion_tokens") for answer in answers_of(exchanges, names)]
+    require(
+        all(a < b for a, b in pairwise(counts)),
+        f"the completion tokens do not rise: {dict(zip(names, counts, strict=True))}",
+    )
+
+
+@each
+def token_ids(exchange: Exchange, wanted: bool) -> None:
+    """Each choice carries the ids of its tokens, as many as the usage says."""
+    answer = folded(exchange)
+    count = sum(len(choice.token_ids) for choice in answer.choices)
+    require_equal("the number of token_ids", count, answer.used("completion_tokens"))
+
+
+@each
+def logprobs(exchange: Exchange, wanted: Mapping[str, int]) -> None:
+    """One entry per completion token (`extra` more when the prompt is echoed), each a
+    log-probability with `top` alternatives or one more: the chosen token is always among them."""
+    answer = folded(exchange)
+    entries = sum(len(choice.logprobs) for choice in answer.choices)
+    counted = answer.used("completion_tokens")
+    if wanted.get("echo"):
+        counted += answer.used("prompt_tokens")
+    require_equal("the number of log-probabilities", entries, counted)
+    for choice in answer.choices:
+        require(max(choice.logprobs) <= 0, f"a log-probability is above 0: {choice.logprobs}")
+        require_equal("the number of tokens", len(choice.tokens), len(choice.logprobs))
+        for top in filter(None, choice.top):
+            allowed = (wanted["top"], wanted["top"] + 1)
+            require(len(top) in allowed, f"{len(top)} alternatives instead of {wanted['top']}")
+
+
+@each
+def tool_call(exchange: Exchange, name: str) -> None:
+    """One call of this function, whose arguments are a JSON object."""
+    calls = [call for choice in folded(exchange).choices for call in choice.tool_calls]
+    names = [call["function"]["name"] for call in calls if call.get("function", {}).get("name")]
+    require_equal("the called functions", names, [name])
+    text = "".join(call.get("function", {}).get("arguments") or "" for call in calls)
+    try:
+        arguments = json.loads(text)
+    except ValueError:
+        raise Broken(f"the arguments are not JSON: {shortened(text)}") from None
+    require(isinstance(arguments, dict), f"the arguments are no object: {shortened(text)}")
+
+
+@each
+def entry_tokens(exchange: Exchange, wanted: bool) -> None:
+    """The tokens of the log-probabilities make the text."""
+    for choice in folded(exchange).choices:
+        joined = "".join(choice.tokens)
+        require(
+            joined == choice.text,
+            f"the tokens make {shortened(joined)}, the text is {shortened(choice.text)}",
+        )
+
+
+@across
+def same_finish(exchanges: Mapping[str, Exchange], wanted: Any) -> None:
+    ends = [[c.finish_reason for c in a.choices] for a in answers_of(exchanges, wanted)]
+    require(all(end == ends[0] for end in ends), f"the answers end differently: {ends}")

@@ -1,0 +1,151 @@
+"""Status, headers, error envelope and shape of an answer."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from tenuto.conformance.cases import data
+from tenuto.conformance.checks.registry import across, each, require, require_equal, value_at
+from tenuto.conformance.exchange import Broken, Exchange, shortened
+from tenuto.conformance.transport import running_requests
+
+
+@each
+def status(exchange: Exchange, wanted: Any) -> None:
+    """One status, or a list of those allowed."""
+    exchange.require_whole()
+    allowed = wanted if isinstance(wanted, list) else [wanted]
+    require(
+        exchange.status in allowed,
+        f"status {exchange.status} instead of {' or '.join(map(str, allowed))}: "
+        f"{exchange.text[:300]}",
+    )
+
+
+@each
+def header(exchange: Exchange, wanted: Mapping[str, str | None]) -> None:
+    """Each header's value meets a regular expression; null: the header is absent."""
+    exchange.require_whole()
+    for name, pattern in wanted.items():
+        value = exchange.headers.get(name)
+        if pattern is None:
+            require(value is None, f"header {name} is there: {value!r}")
+        else:
+            met = value is not None and re.search(pattern, value, re.I)
+            require(bool(met), f"header {name} is {value!r}, which does not meet {pattern!r}")
+
+
+@each
+def schema(exchange: Exchange, name: str) -> None:
+    """The whole answer, or each chunk of a stream, meets a schema of schemas.yaml."""
+    for part in exchange.chunks if exchange.is_stream else [exchange.json]:
+        _require_schema(part, name)
+
+
+@each
+def error(exchange: Exchange, wanted: Mapping[str, Any]) -> None:
+    """The envelope with `status` (400 unless said), and whatever of its fields is named."""
+    fields = {"status": 400, **wanted}
+    status(exchange, fields.pop("status"))
+    require_json(exchange)
+    _require_schema(exchange.json, "error")
+    found = exchange.json["error"]
+    require_equal("the envelope's code", found["code"], str(exchange.status))
+    for name, value in fields.items():
+        require_equal(f"the envelope's {name}", found[name], value)
+
+
+@each
+def message(exchange: Exchange, pattern: str) -> None:
+    """The error's message meets a regular expression; the documentation's dash is typography."""
+    text = str(value_at(exchange.json, "error.message")).replace("\N{EN DASH}", "-")
+    met = re.search(pattern, text, re.S)
+    require(bool(met), f"the message does not meet {pattern!r}: {shortened(text, 300)}")
+
+
+@each
+def lacks(exchange: Exchange, patterns: list[str]) -> None:
+    """Nothing in the answer meets any of the regular expressions."""
+    exchange.require_whole()
+    for pattern in patterns:
+        found = re.search(pattern, exchange.text)
+        require(not found, f"the answer holds {found[0]!r}" if found else "")
+
+
+@each
+def body(exchange: Exchange, wanted: Any) -> None:
+    """The answer holds at least this: fields of objects, items of lists, equal values."""
+    _require_within(exchange.json, wanted, "the answer")
+
+
+@each
+def listed(exchange: Exchange, model: Any) -> None:
+    """The model that was asked for (or one of `data`, by id) is in the list."""
+    ids = [row["id"] for row in value_at(exchange.json, "data")]
+    require(len(ids) > 0, "the list is empty")
+    require(len(ids) == len(set(ids)), f"a model is listed twice: {shortened(ids)}")
+
+
+@each
+def running(exchange: Exchange, wanted: bool) -> None:
+    """The server's own metrics tell that requests run, or that none does."""
+    exchange.require_whole()
+    count = running_requests(exchange.text)
+    verb = "runs" if count else "does not run"
+    require(bool(count) == wanted, f"a request {verb} after {exchange.elapsed_s:.2f} s")
+
+
+@across
+def equal(exchanges: Mapping[str, Exchange], paths: list[str]) -> None:
+    """Values by `exchange:path` are one value; of a stream, `usage` is its usage."""
+    values = {path: _value(exchanges, path) for path in paths}
+    first = next(iter(values.values()))
+    require(all(value == first for value in values.values()), f"these differ: {shortened(values)}")
+
+
+@across
+def same_connection(exchanges: Mapping[str, Exchange], names: list[str]) -> None:
+    used = {exchanges[name].connection for name in names}
+    require(len(used) == 1, f"{len(names)} requests in turn took {len(used)} connections")
+
+
+def require_json(exchange: Exchange) -> None:
+    header(exchange, {"content-type": "^application/json"})
+
+
+@cache
+def _schemas() -> dict[str, Draft202012Validator]:
+    schemas = data("schemas.yaml")
+    return {
+        name: Draft202012Validator({**schema, "$defs": schemas}) for name, schema in schemas.items()
+    }
+
+
+def _require_schema(value: Any, name: str) -> None:
+    for fault in _schemas()[name].iter_errors(value):
+        place = ".".join(map(str, fault.absolute_path)) or "the answer"
+        raise Broken(f"{place}: {shortened(fault.message, 200)}")
+
+
+def _require_within(found: Any, wanted: Any, path: str) -> None:
+    if isinstance(wanted, dict):
+        for name, inner in wanted.items():
+            _require_within(value_at(found, name), inner, f"{path}.{name}")
+    elif isinstance(wanted, list):
+        require_equal(f"the length of {path}", len(found), len(wanted))
+        for index, inner in enumerate(wanted):
+            _require_within(found[index], inner, f"{path}.{index}")
+    else:
+        require_equal(path, found, wanted)
+
+
+def _value(exchanges: Mapping[str, Exchange], path: str) -> Any:
+    name, _, inside = path.partition(":")
+    exchange = exchanges[name]
+    if not exchange.is_stream:
+        return value_at(exchange.json, inside)
+    usages = [chunk["usage"] for chunk in exchange.chunks if chunk.get("usage")]
+    return value_at({"usage": usages[-1] if usages else None}, inside)

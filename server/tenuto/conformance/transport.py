@@ -1,0 +1,190 @@
+"""The only way to a server: one request out, one exchange back, whatever the server does."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tenuto.conformance.exchange import Exchange, Request
+
+MAX_ANSWER_BYTES = 16 * 2**20
+MAX_LINE_BYTES = 2**20
+# After so many requests in a row without any answer the rest is not sent: the run ends by itself.
+MAX_UNANSWERED = 4
+MAX_RATE_LIMIT_WAITS = 5
+MAX_RETRY_AFTER_S = 65.0
+RUNNING_METRICS = re.compile(
+    r"^(?:tenuto_engine_unfinished_requests|vllm:num_requests_(?:running|waiting))\{[^}]*\} (\S+)$",
+    re.M,
+)
+
+
+def running_requests(metrics: str) -> float | None:
+    """Requests that the server says it is working on; None when its metrics do not tell."""
+    values = [float(value) for value in RUNNING_METRICS.findall(metrics)]
+    return sum(values) if values else None
+
+
+@dataclass
+class Server:
+    """Sends requests to a base URL, with a key. `timeout_s` bounds a whole answer."""
+
+    base_url: str
+    key: str | None = None
+    timeout_s: float = 60.0
+    client: httpx.AsyncClient = field(default_factory=lambda: _client(None), repr=False)
+    unanswered: int = 0
+    rate_limited: int = 0
+
+    async def send(self, request: Request, leave: asyncio.Event | None = None) -> Exchange:
+        """Never raises for what a server does. Once `leave` is set, the client goes away."""
+        if request.until is not None:
+            return await self._until(request)
+        exchange = await self._once(request, leave)
+        for _ in range(MAX_RATE_LIMIT_WAITS):
+            if exchange.status != 429 or "retry-after" not in exchange.headers:
+                break
+            self.rate_limited += 1
+            await asyncio.sleep(retry_after_s(exchange.headers))
+            exchange = await self._once(request, leave)
+        return exchange
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    @asynccontextmanager
+    async def one_connection(self) -> AsyncIterator["Server"]:
+        """The same server through a connection that is shared with nobody."""
+        client = _client(1)
+        try:
+            yield Server(self.base_url, self.key, self.timeout_s, client, self.unanswered)
+        finally:
+            await client.aclose()
+
+    async def _once(self, request: Request, leave: asyncio.Event | None = None) -> Exchange:
+        exchange = Exchange(request)
+        if self.unanswered >= MAX_UNANSWERED:
+            exchange.failure = f"not sent: {self.unanswered} requests in a row got no answer"
+            return exchange
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                await (self._exchange(exchange) if leave is None else self._left(exchange, leave))
+            self.unanswered = 0
+        except TimeoutError:
+            self.unanswered += exchange.status is None
+            exchange.failure = f"no complete answer within {self.timeout_s:g} s"
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            exchange.failure = explained(error)
+        except Unreadable as error:
+            exchange.failure = str(error)
+        exchange.elapsed_s = time.monotonic() - began
+        return exchange
+
+    async def _exchange(self, exchange: Exchange) -> None:
+        request, url = exchange.request, f"{self.base_url}{exchange.request.path}"
+        headers = self._headers(request)
+        async with self.client.stream(
+            request.method, url, content=request.content, headers=headers
+        ) as answer:
+            exchange.status = answer.status_code
+            exchange.headers = dict(answer.headers)
+            exchange.connection = _connection(answer)
+            content = await read(answer)
+        try:
+            exchange.text = content.decode()
+        except UnicodeDecodeError:
+            exchange.text = content.decode(errors="replace")
+            raise Unreadable("the answer is not UTF-8") from None
+
+    async def _left(self, exchange: Exchange, leave: asyncio.Event) -> None:
+        """Cancelling the work closes its connection."""
+        work = asyncio.ensure_future(self._exchange(exchange))
+        left = asyncio.ensure_future(leave.wait())
+        try:
+            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+            exchange.left = not work.done()
+            if work.done():
+                work.result()
+        finally:
+            work.cancel()
+            left.cancel()
+            await asyncio.wait({work, left})
+
+    async def _until(self, request: Request) -> Exchange:
+        began = time.monotonic()
+        while True:
+            exchange = await self._once(request)
+            exchange.elapsed_s = time.monotonic() - began
+            is_busy = bool(running_requests(exchange.text))
+            if is_busy == (request.until == "busy") or exchange.elapsed_s >= request.within_s:
+                return exchange
+            await asyncio.sleep(0.02)
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        headers = {"content-type": "application/json"} if request.content is not None else {}
+        match request.auth:
+            case "key" if self.key is not None:
+                headers["authorization"] = f"Bearer {self.key}"
+            case "wrong":
+                headers["authorization"] = "Bearer sk-this-key-was-never-handed-out"
+            case "malformed":
+                headers["authorization"] = self.key or "sk-this-key-was-never-handed-out"
+        return headers | request.headers
+
+
+class Unreadable(Exception):
+    """An answer that is too large, too long a line, or no text."""
+
+
+async def read(answer: httpx.Response) -> bytes:
+    """The decoded body. Errors: `Unreadable`."""
+    content, line_bytes = bytearray(), 0
+    is_stream = answer.headers.get("content-type", "").startswith("text/event-stream")
+    async for piece in answer.aiter_bytes():
+        content += piece
+        if len(content) > MAX_ANSWER_BYTES:
+            raise Unreadable(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+        first, *rest = piece.split(b"\n")
+        longest = max(line_bytes + len(first), *map(len, rest), 0)
+        line_bytes = len(rest[-1]) if rest else line_bytes + len(first)
+        if is_stream and longest > MAX_LINE_BYTES:
+            raise Unreadable(f"a line of the stream is longer than {MAX_LINE_BYTES} bytes")
+    return bytes(content)
+
+
+def explained(error: Exception) -> str:
+    """In words that say what the server did, and nothing of the client's insides."""
+    match error:
+        case httpx.ConnectError():
+            return "cannot connect"
+        case httpx.RemoteProtocolError():
+            return f"the connection ended before the answer did, or it is no HTTP ({error})"
+        case httpx.DecodingError():
+            return "the answer's content-encoding does not match its content"
+        case _:
+            return f"the connection broke ({type(error).__name__})"
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    try:
+        return min(max(float(headers["retry-after"]), 0.05), MAX_RETRY_AFTER_S)
+    except ValueError:
+        return 1.0
+
+
+def _client(max_connections: int | None) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=None)
+    # The run's own timeouts bound the whole answer; a proxy of the environment would be in between.
+    return httpx.AsyncClient(timeout=None, limits=limits, trust_env=False)
+
+
+def _connection(answer: httpx.Response) -> int:
+    stream = answer.extensions.get("network_stream")
+    address: Any = stream.get_extra_info("client_addr") if stream else None
+    return int(address[1]) if address else 0
