@@ -54,7 +54,7 @@ def streamed_text(stream: list[Any], index: int) -> str:
 
 def test_the_next_token_is_well_spread() -> None:
     context = Context(lora=None)
-    for token in encoded("[USER]Name the red horse.\n[ASSISTANT]"):
+    for token in encoded("[USER]An ox is by me.\n[ASSISTANT]"):
         context.add(token)
         values = sorted(context.logits().values(), reverse=True)
         total = sum(map(math.exp, values))

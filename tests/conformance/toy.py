@@ -13,19 +13,12 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import accumulate
-from typing import Any
 from zlib import crc32
-
-from hypothesis import Phase, find, settings
-from hypothesis.errors import NoSuchExample
-from hypothesis.strategies import characters, from_regex
 
 from tenuto.engine.fake import FakeBackend, FakeEngine, FakePrompts
 from tenuto.engine.types import (
     ChatPrompt,
-    Constraint,
     Delta,
     EngineSpec,
     FinishReason,
@@ -37,6 +30,7 @@ from tenuto.engine.types import (
     TopLogprob,
 )
 from tenuto.errors import BadRequest
+from tests.conformance.toy_constraints import canned
 
 EOS, BEGIN, VOCAB_SIZE = 256, 257, 258
 SPECIAL = {EOS: "<|end|>", BEGIN: "<|begin|>"}
@@ -45,11 +39,12 @@ ANSWER_MARK = "[ASSISTANT]"
 ALPHABET = b"abcdefghijklmnopqrstuvwxyz "
 # Bytes of the chat template, which the model neither repeats nor takes for content.
 TEMPLATE = frozenset(b"\n[]ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-MUSICAL = ("café", "emoji")
+MUSICAL = ("café", "emoji", "languages")
 MUSIC = "é ☕ 🎵 ".encode()
 # Logits. The letters lie between 4 and -2.2, and no step is a sum of usual penalties: no ties.
 HIGHEST, STEP = 4.0, 0.2371
-REPEATED, SUNG, ENDING, DEAD = 9.0, 13.0, 60.0, -30.0
+REPEATED, SPACED, SUNG, ENDING, DEAD = 9.0, 10.0, 13.0, 60.0, -30.0
+SPACE = ord(" ")
 LEAST_TEMPERATURE = 1e-5
 UNPAUSED_TOKENS, PAUSE_S = 200, 0.001
 HUGE = 1e300
@@ -123,8 +118,8 @@ class ToyPrompts(FakePrompts):
 
 
 class Context:
-    """All that the next token depends on: the last two tokens, the last word's beginning, what
-    followed the last three tokens before, and in an answer its length."""
+    """All that the next token depends on: the last two tokens, the last word's beginning and
+    length, what followed the last three tokens before, and in an answer its length."""
 
     def __init__(self, lora: str | None) -> None:
         self._digest = self._topic = crc32((lora or "").encode())
@@ -163,6 +158,8 @@ class Context:
         repeated = self._follows.get(self._window)
         if repeated is not None:
             logits[repeated] = REPEATED
+        if len(self._window) == 3 and bytes(self._window).isalpha():
+            logits[SPACE] = SPACED
         if self._musical:
             logits[MUSIC[self._said % len(MUSIC)]] = SUNG
         if self._said >= self._length > 0:
@@ -385,65 +382,3 @@ def _read(prompt: Prompt, sampling: Sampling) -> tuple[Context, list[TokenLogpro
             entries.append(raw_logprob(context.logits(), token, text, most) if position else None)
         context.add(token)
     return context, None if sampling.prompt_logprobs is None else entries
-
-
-def canned(constraint: Constraint) -> str:
-    """One short text that the constraint admits. Errors: `BadRequest`."""
-    kind, value = constraint.kind, constraint.value
-    try:
-        if kind == "choice":
-            return str(value[0])
-        if kind == "json_object":
-            return '{"answer": 1}'
-        if kind == "json_schema":
-            schema = json.loads(value) if isinstance(value, str) else value
-            return json.dumps(_instance(schema, schema))
-        return _matching(value) if kind == "regex" else _derived(value)
-    except (KeyError, TypeError, ValueError, RecursionError, re.error, NoSuchExample):
-        raise BadRequest("It is not a valid constraint.", param=constraint.param) from None
-
-
-@cache
-def _matching(pattern: str) -> str:
-    # Without shrinking: the first example is a simple one.
-    quick = settings(database=None, phases=(Phase.generate,))
-    texts = from_regex(pattern, fullmatch=True, alphabet=characters(codec="ascii"))
-    return find(texts, lambda text: True, settings=quick)
-
-
-def _derived(grammar: str) -> str:
-    """The first alternative of the root of a grammar in GBNF's or Lark's notation."""
-    rule = r'^\??([\w-]+)\s*(?:::=|:)((?:[ \t]*(?:"[^"\n]*"|[\w-]+))*)'
-    rules = dict(re.findall(rule, grammar, re.M))
-
-    def text(rule: str) -> str:
-        symbols = re.findall(r'"([^"]*)"|([\w-]+)', rules[rule])
-        return "".join(text(name) if name else literal for literal, name in symbols)
-
-    return text("root" if "root" in rules else "start")
-
-
-def _instance(schema: Any, root: Any) -> Any:
-    if schema is True or not schema:
-        return "toy"
-    if "$ref" in schema:
-        found = root
-        for key in schema["$ref"].removeprefix("#").split("/")[1:]:
-            found = found[key]
-        return _instance(found, root)
-    for several in {"anyOf", "oneOf", "allOf"} & schema.keys():
-        return _instance(schema[several][0], root)
-    if "const" in schema or "enum" in schema:
-        return schema.get("const", schema.get("enum", [None])[0])
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    kind = kind if isinstance(kind, str) else kind[0]
-    if kind == "object":
-        inner = schema.get("properties", {})
-        return {n: _instance(inner.get(n), root) for n in schema.get("required", inner)}
-    if kind == "array":
-        return [_instance(schema.get("items"), root)] * max(1, schema.get("minItems", 1))
-    if kind == "string":
-        text = _matching(schema["pattern"]) if "pattern" in schema else "toy"
-        return text.ljust(schema.get("minLength", 0), "!")[: schema.get("maxLength")]
-    least = schema.get("minimum", 1)
-    return {"integer": least, "number": least, "boolean": True, "null": None}[kind]

@@ -3,21 +3,19 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.live.conftest import MODEL, ROOT, command, descendants
+from tenuto.conformance.recording import BUNDLED, Recording
+from tests.live.conftest import MODEL, command, descendants
 from tests.live.knowledge import ANSWERS, HELLO
 from tests.peers.conftest import INSTALL_AND_START_S, Stack, launched
 from tests.sse import DONE, events
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(INSTALL_AND_START_S)]
 
-RECORDED: dict[str, Any] = json.loads(
-    (ROOT / "tests/live/recorded/exchanges.json").read_text(encoding="utf-8")
-)
+RECORDED = Recording.open(BUNDLED / "hosted-stack")
 ALIAS = "Midnight-Miqu-70B-v1.5"
 
 
@@ -26,7 +24,7 @@ def test_a_chat_comes_through_both_servers(stack: Stack, model: str) -> None:
     answer = stack.chat(HELLO, model=model, temperature=0).raise_for_status()
     assert answer.json()["choices"][0]["message"]["content"] == ANSWERS[HELLO]
     assert answer.json()["model"] == model
-    recorded = RECORDED["comp_best_of_lt_n"]["headers"]["x-litellm-version"]
+    recorded = RECORDED.first("comp_best_of_lt_n").headers["x-litellm-version"]
     assert answer.headers["x-litellm-version"] == recorded
     # vLLM's own: the proxy hands it through.
     assert answer.json()["system_fingerprint"].startswith("vllm-")
@@ -40,18 +38,17 @@ def test_its_key_is_needed(stack: Stack) -> None:
 
 def test_a_refusal_is_vllms_in_the_proxys_words(stack: Stack) -> None:
     refused = stack.chat(HELLO, temperature=-1)
-    recorded = RECORDED["chat_bad_temp"]
-    assert refused.status_code == recorded["status"]
-    expected = json.dumps(recorded["body"]).replace(recorded["request"]["body"]["model"], MODEL)
-    assert refused.json() == json.loads(expected)
+    recorded = RECORDED.first("chat_bad_temp")
+    assert refused.status_code == recorded.status
+    assert refused.json() == json.loads(recorded.text.replace(RECORDED.about.model, MODEL))
 
 
 def test_best_of_less_than_n_is_ignored_as_it_was_recorded(stack: Stack) -> None:
-    recorded = RECORDED["comp_best_of_lt_n"]
-    body = recorded["request"]["body"] | {"model": MODEL, "ignore_eos": True}
+    recorded = RECORDED.first("comp_best_of_lt_n")
+    body = recorded.request.body | {"model": MODEL, "ignore_eos": True}
     answer = stack.client.post("/v1/completions", json=body)
-    assert answer.status_code == recorded["status"] == 200
-    assert len(answer.json()["choices"]) == len(recorded["body"]["choices"]) == body["n"]
+    assert answer.status_code == recorded.status == 200
+    assert len(answer.json()["choices"]) == len(recorded.json["choices"]) == body["n"]
 
 
 @pytest.mark.parametrize("best_of", [0, 3, "many"])

@@ -4,12 +4,13 @@ import sys
 
 import typer
 
-from tenuto.cli import models, serve
+from tenuto.cli import conform, models, serve
 from tenuto.errors import ConfigError, TenutoError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
+app.add_typer(conform.app, name="conform")
 
 
 def main() -> None:

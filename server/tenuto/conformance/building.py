@@ -10,7 +10,7 @@ from tenuto.conformance.facts import Facts
 METHODS = ("get", "post", "put", "delete", "options", "head")
 # What the runner reads of `http`, and the request does not hold.
 RUNNERS = ("leave_after", "connection")
-PATHS: dict[str, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+ENDPOINTS = {"chat": "chat/completions", "completions": "completions"}
 DEFAULT_MAX_TOKENS = 16
 # The tokens of a text are estimated from above, for the cost: no tokenizer is at hand.
 BYTES_PER_TOKEN = 2
@@ -27,11 +27,17 @@ def request_of(spec: Mapping[str, Any], way: Way | None, facts: Facts) -> Reques
     fields = {key: filled(value, facts) for key, value in spec.items() if key != "http"}
     method = next((method for method in METHODS if method in http), "post")
     path = filled(http.pop(method, None), facts)
+    path = path and path.replace("{endpoint}", ENDPOINTS.get(endpoint(way), ""))
     body = _asked(fields, way, facts) if way and not path else fields
     omitted = http.pop("omit", ())
     body = {name: value for name, value in body.items() if name not in omitted}
     how = {name: value for name, value in http.items() if name not in RUNNERS}
-    return Request(method.upper(), path or PATHS[endpoint(way)], body or None, **filled(how, facts))
+    return Request(
+        method.upper(),
+        path or f"/v1/{ENDPOINTS[endpoint(way)]}",
+        body or None,
+        **filled(how, facts),
+    )
 
 
 def endpoint(way: Way | None) -> str:

@@ -16,9 +16,9 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """`body` is sent as JSON, `raw` as it stands. `auth` says what stands for the key, so that no
-    recording ever holds one. `until` repeats a look at the metrics, for `within_s` at most, until a
-    request runs, or none does."""
+    """`body` is sent as JSON, `raw` as it stands, a byte for each character. `auth` says what
+    stands for the key, so that no recording ever holds one. `until` repeats a look at the metrics,
+    for `within_s` at most, until a request runs, or none does."""
 
     method: str
     path: str
@@ -32,7 +32,7 @@ class Request:
     @property
     def content(self) -> bytes | None:
         if self.raw is not None:
-            return self.raw.encode()
+            return self.raw.encode("latin-1")
         return None if self.body is None else json.dumps(self.body, ensure_ascii=False).encode()
 
 

@@ -19,6 +19,8 @@ REJECTING_MODELS = (
 )
 # A first token that is likelier than this says too little about how the server samples.
 MAX_OPEN_PROBABILITY = 0.75
+# Nearer than this, rounding or a temperature of 0.01 may choose the second best.
+MIN_OPEN_GAP_NATS = 0.25
 Send = Callable[[Request], Awaitable[Exchange]]
 
 
@@ -104,10 +106,11 @@ def _probe(name: str, model: str, text: str, endpoint: str) -> Request:
 
 
 def is_open(text: str, answer: Answer) -> bool:
-    """The model's first token is far from certain."""
+    """The model's first token is far from certain, and no tie."""
     if not answer.first.top:
         raise Broken("the server shows no log-probabilities")
-    return math.exp(max(answer.first.top[0].values())) <= MAX_OPEN_PROBABILITY
+    best, second = sorted(answer.first.top[0].values(), reverse=True)[:2]
+    return math.exp(best) <= MAX_OPEN_PROBABILITY and best - second >= MIN_OPEN_GAP_NATS
 
 
 def is_echoing(text: str, answer: Answer) -> bool:

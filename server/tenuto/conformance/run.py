@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from tenuto.conformance.building import filled, max_cost, requests_of
 from tenuto.conformance.cases import LEVELS, Case
-from tenuto.conformance.checks import judge
+from tenuto.conformance.checks import judge, refused
 from tenuto.conformance.exchange import Broken, Exchange, Request
 from tenuto.conformance.facts import Facts
 
@@ -57,11 +57,12 @@ class Cost:
 
 
 def cost_of(cases: Iterable[Case], facts: Facts) -> Cost:
+    """Requests that a conforming server refuses are counted, and cost no tokens."""
     costs = [
-        Cost(1, max_cost(request))
+        Cost(1, 0 if name in refused(case) else max_cost(request))
         for case in cases
         if all(map(facts.has, case.needs))
-        for request in requests_of(case, facts).values()
+        for name, request in requests_of(case, facts).items()
     ]
     return sum(costs, Cost())
 

@@ -1,15 +1,17 @@
 """What a case may require of its answers. Each check is one function; the YAML calls it by name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tenuto.conformance.cases import CaseError
+from tenuto.conformance.cases import Case, CaseError
 from tenuto.conformance.checks import answers, http, sampling, streams, texts
 from tenuto.conformance.checks.registry import ACROSS, EACH
 from tenuto.conformance.exchange import Broken, Exchange
 
 # A case that says nothing of an exchange's status wants it to succeed.
 _SAY_STATUS = {"status", "error"}
+# What reading an answer of another shape raises; a server may send anything.
+_UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)
 MODULES = (answers, http, sampling, streams, texts)
 
 
@@ -23,11 +25,17 @@ def judge(case: str, checks: list[dict[str, Any]], exchanges: Mapping[str, Excha
         _apply(case, dict(check), exchanges)
 
 
+def refused(case: Case) -> set[str]:
+    """The names of the requests that must be answered with an error."""
+    checks = [check for check in case.check if "error" in check]
+    return {name for check in checks for name in _targets(check, case.send)}
+
+
 def _said(check: Mapping[str, Any], exchanges: Mapping[str, Exchange]) -> list[str]:
     return _targets(check, exchanges) if _SAY_STATUS & check.keys() else []
 
 
-def _targets(check: Mapping[str, Any], exchanges: Mapping[str, Exchange]) -> list[str]:
+def _targets(check: Mapping[str, Any], exchanges: Iterable[str]) -> list[str]:
     of = check.get("of", list(exchanges))
     return [of] if isinstance(of, str) else of
 
@@ -42,13 +50,17 @@ def _apply(case: str, check: dict[str, Any], exchanges: Mapping[str, Exchange]) 
     targets = _targets(check, exchanges)
     check.pop("of", None)
     [(name, wanted)] = check.items()
-    if across := ACROSS.get(name):
-        across(exchanges, wanted)
-    elif each := EACH.get(name):
-        for target in targets:
-            _named(target, each, exchanges[target], wanted, len(exchanges))
-    else:
+    if name not in ACROSS | EACH:
         raise CaseError(f"{case}: there is no check {name!r}")
+    try:
+        if name in ACROSS:
+            ACROSS[name](exchanges, wanted)
+        else:
+            for target in targets:
+                _named(target, EACH[name], exchanges[target], wanted, len(exchanges))
+    except _UNREADABLE as error:
+        what = f"{type(error).__name__}: {error}"
+        raise Broken(f"the answer has not the shape that is read here ({what})") from None
 
 
 def _named(target: str, each: Any, exchange: Exchange, wanted: Any, num_exchanges: int) -> None:

@@ -86,6 +86,32 @@ def logprobs(exchange: Exchange, wanted: Mapping[str, int]) -> None:
 
 
 @each
+def no_logprobs(exchange: Exchange, wanted: bool) -> None:
+    for choice in folded(exchange).choices:
+        require(not choice.logprobs, "there are log-probabilities that nobody asked for")
+
+
+@each
+def greedy_is_likeliest(exchange: Exchange, wanted: bool) -> None:
+    """Each chosen token is as likely as the best of the alternatives."""
+    for choice in folded(exchange).choices:
+        for logprob, top in zip(choice.logprobs, choice.top, strict=True):
+            best = max(top.values())
+            require(
+                logprob >= best, f"a token of {logprob:.3f} where one of {best:.3f} was at hand"
+            )
+
+
+@each
+def prompt_logprobs(exchange: Exchange, wanted: bool) -> None:
+    """One entry per prompt token, of the answer or of its choice."""
+    answer = exchange.json
+    entries = answer.get("prompt_logprobs") or answer["choices"][0].get("prompt_logprobs")
+    require(bool(entries), "there are no prompt_logprobs")
+    require_equal("their number", len(entries), folded(exchange).used("prompt_tokens"))
+
+
+@each
 def tool_call(exchange: Exchange, name: str) -> None:
     """One call of this function, whose arguments are a JSON object."""
     calls = [call for choice in folded(exchange).choices for call in choice.tool_calls]

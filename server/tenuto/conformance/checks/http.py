@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -76,6 +77,18 @@ def lacks(exchange: Exchange, patterns: list[str]) -> None:
 
 
 @each
+def cors_is_usable(exchange: Exchange, wanted: bool) -> None:
+    """No `*` together with credentials."""
+    exchange.require_whole()
+    origin = exchange.headers.get("access-control-allow-origin")
+    credentials = exchange.headers.get("access-control-allow-credentials")
+    require(
+        not (origin == "*" and credentials == "true"),
+        "access-control-allow-origin is * with access-control-allow-credentials: true",
+    )
+
+
+@each
 def body(exchange: Exchange, wanted: Any) -> None:
     """The answer holds at least this: fields of objects, items of lists, equal values."""
     _require_within(exchange.json, wanted, "the answer")
@@ -104,6 +117,20 @@ def equal(exchanges: Mapping[str, Exchange], paths: list[str]) -> None:
     values = {path: _value(exchanges, path) for path in paths}
     first = next(iter(values.values()))
     require(all(value == first for value in values.values()), f"these differ: {shortened(values)}")
+
+
+@across
+def differ(exchanges: Mapping[str, Exchange], paths: list[str]) -> None:
+    """Values by `exchange:path` are all different."""
+    values = [_value(exchanges, path) for path in paths]
+    require(len(set(values)) == len(values), f"some are equal: {shortened(values)}")
+
+
+@across
+def rising(exchanges: Mapping[str, Exchange], paths: list[str]) -> None:
+    """Numbers by `exchange:path`, each above the one before it."""
+    values = [_value(exchanges, path) for path in paths]
+    require(all(a < b for a, b in pairwise(values)), f"they do not rise: {values}")
 
 
 @across

@@ -36,9 +36,10 @@ def one_finish_each(exchange: Exchange, num_choices: int) -> None:
     """Exactly one chunk ends each choice, and nothing of that choice follows it."""
     ended: list[int] = []
     for choice in _choices(exchange):
-        index = choice["index"]
-        require(index not in ended, f"choice {index} goes on after its finish_reason")
-        if choice.get("finish_reason") is not None:
+        index, ends = choice["index"], choice.get("finish_reason") is not None
+        goes_on = index in ended and (ends or _has_text(choice))
+        require(not goes_on, f"choice {index} goes on after its finish_reason")
+        if ends:
             ended.append(index)
     require_equal("the choices that end", sorted(ended), list(range(num_choices)))
 
