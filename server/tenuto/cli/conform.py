@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -11,18 +11,25 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tenuto.conformance.cases import CaseError, all_cases
-from tenuto.conformance.report import terminal
+from tenuto.conformance import session
+from tenuto.conformance.cases import CaseError
+from tenuto.conformance.compare import Terms
+from tenuto.conformance.quirks import load_expected
+from tenuto.conformance.recording import BUNDLED
+from tenuto.conformance.report import comparison, terminal
 from tenuto.conformance.report.html import to_html
 from tenuto.conformance.report.json_report import to_json
 from tenuto.conformance.report.junit import to_junit
 from tenuto.conformance.run import Cost
-from tenuto.conformance.session import Target, Wishes, check, chosen
+from tenuto.conformance.session import Target, Wishes
 from tenuto.conformance.verdict import Report
 
 CONFORMS, DOES_NOT, KIT_FAILED = 0, 1, 2
+LOG_COLUMNS = 160
 app = typer.Typer(
-    no_args_is_help=True, help="Check, record and compare servers that speak the hosted API."
+    no_args_is_help=True,
+    help="Check, record and compare servers that speak the hosted API. "
+    "Exit code 0: it conforms, 1: it does not, 2: the kit came to no verdict.",
 )
 
 BaseUrl = Annotated[str, typer.Option(help="The server, with or without /v1.")]
@@ -37,75 +44,177 @@ Only = Annotated[
     list[str] | None,
     typer.Option(help="Globs of case ids, groups, levels or sources: 'chat/*', 'documented'."),
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="At most REQUESTS, or REQUESTS:TOKENS of prompts and answers together."),
+]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds for each whole answer.")]
 Parallel = Annotated[int, typer.Option(min=1, help="Cases at a time.")]
+Baseline = Annotated[Path | None, typer.Option(help="YAML of what is expected to differ.")]
+JsonFile = Annotated[Path | None, typer.Option(help="Write the report as JSON.")]
+JunitFile = Annotated[Path | None, typer.Option(help="Write the report as JUnit XML.")]
+HtmlFile = Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")]
 
 
-@app.command("run")
+@app.command()
 def run(
     base_url: BaseUrl,
     api_key_env: KeyVariable = None,
     model: Model = None,
     rejecting_model: Rejecting = None,
     only: Only = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="At most REQUESTS, or REQUESTS:TOKENS, of prompt and answer together."),
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(help="YAML of the failures that are expected: 'id: why'.")
-    ] = None,
+    budget: Budget = None,
+    baseline: Baseline = None,
     parallel: Parallel = 4,
     timeout: Timeout = 60,
-    json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
+    json: JsonFile = None,
+    junit: JunitFile = None,
+    html: HtmlFile = None,
 ) -> None:
-    """Run the cases against a server. Exit code 0: it conforms, 1: it does not, 2: no verdict."""
-    with _verdict() as say:
-        console = Console()
+    """Run the cases against a server."""
+    with _verdict() as conclude:
         target = Target(base_url, _key(api_key_env), model, rejecting_model, timeout)
-        with terminal.progress(console, len(chosen(only or ()))) as on_result:
-            report = asyncio.run(
-                check(
-                    target,
-                    Wishes(
-                        only=only or (),
-                        budget=_budget(budget),
-                        baseline=baseline,
-                        parallel=parallel,
-                        on_cost=lambda cost, n: terminal.print_cost(console, cost, n),
-                        on_result=on_result,
-                    ),
-                )
-            )
+        with _wishes(only, budget, baseline, parallel) as wishes:
+            report = asyncio.run(session.check(target, wishes))
         _write(report, {json: to_json, junit: to_junit, html: to_html})
-        terminal.print_report(console, report)
-        say(report.conforms)
+        conclude(_shown(report))
 
 
-@app.command("cases")
+@app.command()
+def record(
+    directory: Annotated[Path, typer.Argument(help="Where to put it: new, or a recording.")],
+    base_url: BaseUrl,
+    api_key_env: KeyVariable = None,
+    model: Model = None,
+    rejecting_model: Rejecting = None,
+    only: Only = None,
+    budget: Budget = None,
+    parallel: Parallel = 4,
+    timeout: Timeout = 60,
+    origin: Annotated[str, typer.Option(help="What server it is, for readers.")] = "",
+) -> None:
+    """Keep a server's answers to the cases, without keys and personal data.
+
+    Exit code 0: recorded, whatever the answers were.
+    """
+    with _verdict() as conclude:
+        target = Target(base_url, _key(api_key_env), model, rejecting_model, timeout)
+        with _wishes(only, budget, None, parallel) as wishes:
+            report = asyncio.run(session.record(target, wishes, directory, origin))
+        _shown(report)
+        conclude(True)
+
+
+@app.command()
+def replay(
+    directory: Annotated[Path, typer.Argument(help="What `record` made.")],
+    only: Only = None,
+    baseline: Baseline = None,
+    json: JsonFile = None,
+    junit: JunitFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Judge a recording as `run` judges a server, without a network."""
+    with _verdict() as conclude:
+        with _wishes(only, None, baseline, 1) as wishes:
+            report = asyncio.run(session.replay(directory, wishes))
+        _write(report, {json: to_json, junit: to_junit, html: to_html})
+        conclude(_shown(report))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Option(help="What B is held against: URL, recording or hosted-stack.")],
+    b: Annotated[str, typer.Option(help="URL or recording of the server to judge.")],
+    a_key_env: Annotated[str | None, typer.Option(help="As --api-key-env, of A.")] = None,
+    b_key_env: Annotated[str | None, typer.Option(help="As --api-key-env, of B.")] = None,
+    a_model: Annotated[str | None, typer.Option(help="The model to ask of A.")] = None,
+    b_model: Annotated[str | None, typer.Option(help="The model to ask of B.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Globs of cases, or of the recording's requests.")
+    ] = None,
+    same_checkpoint: Annotated[
+        bool, typer.Option("--same-checkpoint", help="Greedy texts and counts must be equal.")
+    ] = False,
+    baseline: Baseline = None,
+    parallel: Parallel = 4,
+    timeout: Timeout = 60,
+    show_known: Annotated[bool, typer.Option("--all", help="Show known differences, too.")] = False,
+    json: JsonFile = None,
+) -> None:
+    """Ask two servers the same and show what differs, and which of them breaks what.
+
+    Exit code 1: B breaks a requirement, or differs in a way that nobody knows of.
+    """
+    with _verdict() as conclude:
+        sides = (_side(a, a_key_env, a_model, timeout), _side(b, b_key_env, b_model, timeout))
+        expected = load_expected(baseline) if baseline else ()
+        terms = Terms(same_checkpoint, expected, parallel)
+        found = asyncio.run(session.compare(*sides, only or (), terms))
+        if json is not None:
+            json.write_text(comparison.to_json(found), encoding="utf-8")
+        comparison.print_comparison(_console(), found, show_known)
+        conclude(found.conforms)
+
+
+@app.command()
 def cases(only: Only = None) -> None:
     """List the cases: id, level, and what each requires."""
-    with _verdict() as say:
-        for case in chosen(only or ()):
+    with _verdict() as conclude:
+        for case in session.chosen(only or ()):
             typer.echo(f"{case.id}\t{case.level}\t{case.requires}")
-        say(bool(all_cases()))
+        conclude(True)
 
 
 @contextmanager
 def _verdict() -> Iterator[Callable[[bool], None]]:
-    """Turns what is said, and every fault of the kit itself, into the exit code."""
-    said = [False]
+    """Turns what is concluded, and every fault of the kit itself, into the exit code."""
+    code = KIT_FAILED
+
+    def conclude(conforms: bool) -> None:
+        nonlocal code
+        code = CONFORMS if conforms else DOES_NOT
+
     try:
-        yield lambda conforms: said.__setitem__(0, conforms)
+        yield conclude
     except CaseError as error:
         print(f"tenuto conform: {error}", file=sys.stderr)
-        raise typer.Exit(KIT_FAILED) from None
     except Exception as error:
         print(f"tenuto conform: the kit itself failed: {error!r}", file=sys.stderr)
-        raise typer.Exit(KIT_FAILED) from error
-    raise typer.Exit(CONFORMS if said[0] else DOES_NOT)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _wishes(
+    only: Sequence[str] | None, budget: str | None, baseline: Path | None, parallel: int
+) -> Iterator[Wishes]:
+    """With the cost told in advance, and a progress bar while it runs."""
+    console = _console()
+    with terminal.progress(console, len(session.chosen(only or ()))) as on_result:
+        yield Wishes(
+            only=only or (),
+            budget=_budget(budget),
+            baseline=baseline,
+            parallel=parallel,
+            on_cost=lambda cost, num_cases: terminal.print_cost(console, cost, num_cases),
+            on_result=on_result,
+        )
+
+
+def _console() -> Console:
+    """In a log, lines need not fit a screen."""
+    return Console(width=None if sys.stdout.isatty() else LOG_COLUMNS)
+
+
+def _shown(report: Report) -> bool:
+    terminal.print_report(_console(), report)
+    return report.conforms
+
+
+def _side(where: str, variable: str | None, model: str | None, timeout: float) -> Target | Path:
+    if where.startswith(("http://", "https://")):
+        return Target(where, _key(variable), model, timeout_s=timeout)
+    return BUNDLED / where if (BUNDLED / where).is_dir() else Path(where)
 
 
 def _key(variable: str | None) -> str | None:

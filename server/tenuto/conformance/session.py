@@ -1,18 +1,23 @@
 """From a target and the user's wishes to a report: what the command line calls."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tenuto import __version__
 from tenuto.conformance.cases import Case, CaseError, all_cases, selected
+from tenuto.conformance.compare import Comparison, Side, Terms, compare_cases, compare_requests
 from tenuto.conformance.exchange import Request
 from tenuto.conformance.facts import Facts, discover
-from tenuto.conformance.run import Cost, Result, affordable, cost_of, run_cases
+from tenuto.conformance.recording import Recorder, Recording
+from tenuto.conformance.run import Cost, Result, Sender, affordable, cost_of, run_cases
 from tenuto.conformance.transport import Server
 from tenuto.conformance.verdict import Report, load_baseline
+
+HIDDEN = "[the key]"
 
 
 @dataclass(frozen=True)
@@ -56,24 +61,75 @@ async def connected(target: Target) -> AsyncIterator[tuple[Server, Facts]]:
 
 async def check(target: Target, wishes: Wishes) -> Report:
     """Runs the chosen cases against a server. Errors: `CaseError`."""
+    async with connected(target) as (server, facts):
+        return await _run(server, server.base_url, facts, wishes, server)
+
+
+async def record(target: Target, wishes: Wishes, directory: Path, origin: str) -> Report:
+    """The same, and keeps every exchange. Errors: `CaseError`, also for a directory in use."""
+    async with connected(target) as (server, facts):
+        recorder = Recorder(
+            server, directory, origin or server.base_url, __version__, key=target.key
+        )
+        report = await _run(recorder, server.base_url, facts, wishes, server)
+        recorder.save(facts, [r.case for r in report.results if r.outcome != "not run"])
+        return report
+
+
+async def replay(directory: Path, wishes: Wishes) -> Report:
+    """What the cases say of a recording that was made of them. Errors: `CaseError`."""
+    recording = Recording.open(directory)
+    if recording.about.facts is None:
+        raise CaseError(f"{directory} was not recorded from the cases: compare it with a server")
+    return await _run(recording, recording.about.origin, recording.facts, wishes)
+
+
+async def compare(
+    a: Target | Path, b: Target | Path, only: Sequence[str], terms: Terms
+) -> Comparison:
+    """By the cases, or by the requests of a recording that was not made of them.
+
+    Errors: `CaseError`.
+    """
+    async with _side(a) as side_a, _side(b) as side_b:
+        for side in (side_a, side_b):
+            if isinstance(side.sender, Recording) and side.sender.about.facts is None:
+                requests = _matching(side.sender.requests, only)
+                return await compare_requests(requests, side.facts.model, side_a, side_b, terms)
+        # The same questions to both, else nothing could be compared; a recording has its own.
+        asked = side_b.facts if isinstance(side_b.sender, Recording) else side_a.facts
+        side_a, side_b = (
+            replace(side, facts=replace(side.facts, prompts=asked.prompts))
+            for side in (side_a, side_b)
+        )
+        return await compare_cases(chosen(only), side_a, side_b, terms)
+
+
+async def _run(
+    sender: Sender, target: str, facts: Facts, wishes: Wishes, server: Server | None = None
+) -> Report:
     cases = chosen(wishes.only)
     expected = load_baseline(wishes.baseline, all_cases()) if wishes.baseline else {}
-    async with connected(target) as (server, facts):
-        affordable_cases = affordable(cases, facts, wishes.budget) if wishes.budget else cases
-        cost = cost_of(affordable_cases, facts)
-        wishes.on_cost(cost, len(affordable_cases))
-        began = time.monotonic()
-        ran = await run_cases(affordable_cases, server, facts, wishes.parallel, wishes.on_result)
-        return Report(
-            target=server.base_url,
-            facts=facts,
-            results=with_the_rest(cases, ran),
-            cost=cost,
-            elapsed_s=time.monotonic() - began,
-            kit_version=__version__,
-            expected=expected,
-            rate_limited=server.rate_limited,
-        )
+    tried = affordable(cases, facts, wishes.budget) if wishes.budget else cases
+    if not tried:
+        raise CaseError("the budget allows no case")
+    cost = cost_of(tried, facts)
+    wishes.on_cost(cost, len(tried))
+    began = time.monotonic()
+    ran = await run_cases(tried, sender, facts, wishes.parallel, wishes.on_result)
+    if server is not None and server.key:
+        for result in ran:
+            _hide(server.key, result)
+    return Report(
+        target=target,
+        facts=facts,
+        results=with_the_rest(cases, ran),
+        cost=cost,
+        elapsed_s=time.monotonic() - began,
+        kit_version=__version__,
+        expected=expected,
+        rate_limited=server.rate_limited if server else 0,
+    )
 
 
 def chosen(only: Sequence[str]) -> list[Case]:
@@ -92,3 +148,31 @@ def with_the_rest(cases: Sequence[Case], ran: Sequence[Result]) -> list[Result]:
 def normalised(base_url: str) -> str:
     """Clients are told a base URL with or without /v1; the cases name whole paths."""
     return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+@asynccontextmanager
+async def _side(target: Target | Path) -> AsyncIterator[Side]:
+    if isinstance(target, Path):
+        recording = Recording.open(target)
+        yield Side(recording, recording.facts, recording.about.origin)
+        return
+    async with connected(target) as (server, facts):
+        yield Side(server, facts, server.base_url)
+
+
+def _matching(requests: Mapping[str, Request], only: Sequence[str]) -> dict[str, Request]:
+    def is_wanted(name: str) -> bool:
+        return not only or any(fnmatchcase(name, glob) for glob in only)
+
+    wanted = {name: request for name, request in requests.items() if is_wanted(name)}
+    if not wanted:
+        raise CaseError(f"no request of the recording matches {' '.join(only)}")
+    return wanted
+
+
+def _hide(key: str, result: Result) -> None:
+    """A server that repeats the key must not put it into a report."""
+    result.message = result.message.replace(key, HIDDEN)
+    for exchange in result.exchanges.values():
+        exchange.text = exchange.text.replace(key, HIDDEN)
+        exchange.headers = {n: value.replace(key, HIDDEN) for n, value in exchange.headers.items()}

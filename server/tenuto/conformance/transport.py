@@ -12,6 +12,7 @@ import httpx
 
 from tenuto.conformance.exchange import Exchange, Request
 
+WRONG_KEY = "sk-this-key-was-never-handed-out"
 MAX_ANSWER_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 2**20
 # After so many requests in a row without any answer the rest is not sent: the run ends by itself.
@@ -132,9 +133,9 @@ class Server:
             case "key" if self.key is not None:
                 headers["authorization"] = f"Bearer {self.key}"
             case "wrong":
-                headers["authorization"] = "Bearer sk-this-key-was-never-handed-out"
+                headers["authorization"] = f"Bearer {WRONG_KEY}"
             case "malformed":
-                headers["authorization"] = self.key or "sk-this-key-was-never-handed-out"
+                headers["authorization"] = self.key or WRONG_KEY
         return headers | request.headers
 
 

@@ -5,10 +5,10 @@ import shlex
 
 from tenuto.conformance.exchange import Exchange, Request
 from tenuto.conformance.run import Result
+from tenuto.conformance.transport import WRONG_KEY
 
 MAX_BODY = 2_000
 # As the transport sends it, so that the line gets the same answer.
-WRONG_KEY = "sk-this-key-was-never-handed-out"
 # What XML forbids and what a terminal would obey: both come from servers that are being tested.
 _ILLEGIBLE = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
