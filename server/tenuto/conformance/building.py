@@ -9,7 +9,7 @@ from tenuto.conformance.facts import Facts
 
 METHODS = ("get", "post", "put", "delete", "options", "head")
 # What the runner reads of `http`, and the request does not hold.
-RUNNERS = ("leave_after", "connection")
+RUNNERS = ("leave_after", "connection", "times")
 ENDPOINTS = {"chat": "chat/completions", "completions": "completions"}
 DEFAULT_MAX_TOKENS = 16
 # The tokens of a text are estimated from above, for the cost: no tokenizer is at hand.

@@ -123,11 +123,22 @@ def _spread(row: _Row) -> Iterator[Case]:
             id=f"{way}/{row.id}" if way else row.id,
             way=way,
             quote=sources()[row.source],
+            send=_repeated(row.send),
             **row.model_dump(include=_SHARED),
         )
 
 
-_SHARED = {"level", "source", "requires", "needs", "alone", "send", "check"}
+def _repeated(send: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A request that is to be sent N times is N requests: `name1` and so on."""
+    repeated = {}
+    for name, spec in send.items():
+        times = spec.get("http", {}).get("times")
+        names = [f"{name}{number}" for number in range(1, times + 1)] if times else [name]
+        repeated.update(dict.fromkeys(names, spec))
+    return repeated
+
+
+_SHARED = {"level", "source", "requires", "needs", "alone", "check"}
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,5 +1,6 @@
 """The names of the checks: of each answer alone, and across several."""
 
+import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +26,8 @@ def across(check: Across) -> Across:
 
 
 def answers_of(exchanges: Mapping[str, Exchange], names: list[str]) -> list[Answer]:
-    return [folded(exchanges[name]) for name in names]
+    """Those named, in this order; `best*` names all that begin so."""
+    return [folded(exchanges[name]) for glob in names for name in fnmatch.filter(exchanges, glob)]
 
 
 def require(holds: bool, message: str) -> None:

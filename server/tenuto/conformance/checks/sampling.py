@@ -79,9 +79,9 @@ def _first_token(tokens: list[str]) -> str:
 def likelier(exchanges: Mapping[str, Exchange], wanted: Mapping[str, Any]) -> None:
     """The best of many candidates are likelier than the median of single ones.
 
-    `best` are N answers, each the best of 16; `singles` are plain samples. A conforming answer is
-    below the median with 2 ** -16, so that `misses` or fewer below is exceeded with less than 1 in
-    10 ** 9; when best_of is ignored, half of them are below.
+    `best` are answers, each the best of 16; `singles` are plain samples. Whatever the distribution,
+    a conforming answer is below the median of all possible ones with 2 ** -16; when best_of is
+    ignored, half of the answers are below. At most `misses` may be.
     """
     singles = [c for a in answers_of(exchanges, wanted["singles"]) for c in a.choices]
     middle = median(choice.cumulative for choice in singles)
