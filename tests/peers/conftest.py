@@ -24,7 +24,7 @@ END_S = 30
 
 @dataclass
 class Stack:
-    """A running `scripts/reference_stack run`. `client` has the proxy's key."""
+    """A running `scripts/reference_stack`. `client` has the proxy's key."""
 
     process: subprocess.Popen[str]
     url: str
@@ -44,19 +44,13 @@ class Stack:
         return self.process.wait(timeout=END_S)
 
 
-@pytest.fixture(scope="session")
-def installed() -> None:
-    made = subprocess.run([SCRIPT, "install"], capture_output=True, text=True)
-    assert made.returncode == 0, made.stdout + made.stderr
-
-
 @contextmanager
 def launched(directory: Path) -> Iterator[Stack]:
     """The stack on free ports, with a key of its own; its logs are in `directory`."""
     errors = directory / "stack.log"
     with errors.open("w") as output:
         process = subprocess.Popen(
-            [SCRIPT, "run", "--port", "0", "--log-dir", directory],
+            [SCRIPT, "--port", "0", "--log-dir", directory],
             stdout=subprocess.PIPE,
             stderr=output,
             text=True,
@@ -77,6 +71,6 @@ def launched(directory: Path) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
-def stack(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with launched(tmp_path_factory.mktemp("stack")) as running:
         yield running

@@ -78,7 +78,7 @@ def finishes(answer: httpx.Response) -> Counter[int]:
     return Counter(choice["index"] for choice in choices if choice.get("finish_reason"))
 
 
-def test_nothing_outlives_sigterm(installed: None, tmp_path: Path) -> None:
+def test_nothing_outlives_sigterm(tmp_path: Path) -> None:
     with launched(tmp_path) as own:
         processes = descendants(own.process.pid)
         names = b" ".join(command(pid) for pid in processes)

@@ -5,6 +5,16 @@ from typing import Any
 
 from tenuto.conformance.exchange import Broken, Exchange, shortened
 
+# What reading an answer of another shape raises; a server may send anything.
+UNREADABLE = (
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    ArithmeticError,
+    RecursionError,
+)
+
 
 @dataclass
 class Choice:
@@ -83,7 +93,7 @@ def folded(exchange: Exchange) -> Answer:
     parts = exchange.chunks if exchange.is_stream else [exchange.json]
     try:
         answer = _folded(parts)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except UNREADABLE as error:
         raise Broken(
             f"the answer lacks what every answer has ({type(error).__name__}: {error}): "
             f"{shortened(parts)}"

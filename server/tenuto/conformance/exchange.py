@@ -63,7 +63,7 @@ class Exchange:
         self.require_whole()
         try:
             return json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Broken(f"the answer is not JSON: {shortened(self.text)}") from None
 
     @cached_property
@@ -99,7 +99,7 @@ def events_in(text: str) -> Iterator[str]:
 def parsed(event: str) -> dict[str, Any]:
     try:
         chunk = json.loads(event)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Broken(f"an event of the stream is not JSON: {shortened(event)}") from None
     if not isinstance(chunk, dict):
         raise Broken(f"an event of the stream is not an object: {shortened(event)}")

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tenuto.conformance.answer import Answer, folded
+from tenuto.conformance.answer import UNREADABLE, Answer, folded
 from tenuto.conformance.cases import data
 from tenuto.conformance.exchange import Broken, Exchange, Request
 from tenuto.conformance.transport import running_requests
@@ -72,9 +72,11 @@ async def discover(send: Send, model: str | None, rejecting: str | None, key: bo
 
 def _listed(exchange: Exchange) -> list[str]:
     try:
-        return [model["id"] for model in exchange.json["data"] if isinstance(model["id"], str)]
-    except (Broken, KeyError, TypeError):
+        ids = [model["id"] for model in exchange.json["data"]]
+    except (Broken, *UNREADABLE):
         return []
+    # Half a character can be written in JSON, but not sent back.
+    return [id for id in ids if isinstance(id, str) and id.isprintable()]
 
 
 async def _tells_running(send: Send) -> bool:
@@ -89,7 +91,7 @@ async def _chosen(send: Send, facts: Facts, name: str, endpoint: str) -> str:
         try:
             if exchange.status == 200 and suits and suits(text, folded(exchange)):
                 return text
-        except Broken:
+        except (Broken, *UNREADABLE):
             continue
     return candidates(name)[0]
 

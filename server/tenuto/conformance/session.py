@@ -175,4 +175,5 @@ def _hide(key: str, result: Result) -> None:
     result.message = result.message.replace(key, HIDDEN)
     for exchange in result.exchanges.values():
         exchange.text = exchange.text.replace(key, HIDDEN)
+        exchange.failure = exchange.failure and exchange.failure.replace(key, HIDDEN)
         exchange.headers = {n: value.replace(key, HIDDEN) for n, value in exchange.headers.items()}

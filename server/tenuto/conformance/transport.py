@@ -20,7 +20,8 @@ MAX_UNANSWERED = 4
 MAX_RATE_LIMIT_WAITS = 5
 MAX_RETRY_AFTER_S = 65.0
 RUNNING_METRICS = re.compile(
-    r"^(?:tenuto_engine_unfinished_requests|vllm:num_requests_(?:running|waiting))\{[^}]*\} (\S+)$",
+    r"^(?:tenuto_engine_unfinished_requests|vllm:num_requests_(?:running|waiting))\{[^}]*\}"
+    r" (\d+(?:\.\d*)?(?:e\+?\d+)?)$",
     re.M,
 )
 
@@ -41,6 +42,7 @@ class Server:
     client: httpx.AsyncClient = field(default_factory=lambda: _client(None), repr=False)
     unanswered: int = 0
     rate_limited: int = 0
+    waited_in_vain: bool = False
 
     async def send(self, request: Request, leave: asyncio.Event | None = None) -> Exchange:
         """Never raises for what a server does. Once `leave` is set, the client goes away."""
@@ -48,11 +50,13 @@ class Server:
             return await self._until(request)
         exchange = await self._once(request, leave)
         for _ in range(MAX_RATE_LIMIT_WAITS):
-            if exchange.status != 429 or "retry-after" not in exchange.headers:
-                break
+            # An exhausted quota would make each of hundreds of requests wait for minutes.
+            if not is_limited(exchange) or self.waited_in_vain:
+                return exchange
             self.rate_limited += 1
             await asyncio.sleep(retry_after_s(exchange.headers))
             exchange = await self._once(request, leave)
+        self.waited_in_vain = is_limited(exchange)
         return exchange
 
     async def close(self) -> None:
@@ -162,7 +166,7 @@ async def read(answer: httpx.Response) -> bytes:
 def explained(error: Exception) -> str:
     """In words that say what the server did, and nothing of the client's insides."""
     match error:
-        case httpx.ConnectError():
+        case httpx.ConnectError() | httpx.UnsupportedProtocol():
             return "cannot connect"
         case httpx.RemoteProtocolError():
             return f"the connection ended before the answer did, or it is no HTTP ({error})"
@@ -172,9 +176,14 @@ def explained(error: Exception) -> str:
             return f"the connection broke ({type(error).__name__})"
 
 
+def is_limited(exchange: Exchange) -> bool:
+    return exchange.status == 429 and "retry-after" in exchange.headers
+
+
 def retry_after_s(headers: Mapping[str, str]) -> float:
     try:
-        return min(max(float(headers["retry-after"]), 0.05), MAX_RETRY_AFTER_S)
+        # In this order NaN is the least.
+        return max(0.05, min(float(headers["retry-after"]), MAX_RETRY_AFTER_S))
     except ValueError:
         return 1.0
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tenuto.conformance.answer import UNREADABLE
 from tenuto.conformance.cases import Case, CaseError
 from tenuto.conformance.checks import answers, http, sampling, streams, texts
 from tenuto.conformance.checks.registry import ACROSS, EACH
@@ -10,8 +11,6 @@ from tenuto.conformance.exchange import Broken, Exchange
 
 # A case that says nothing of an exchange's status wants it to succeed.
 _SAY_STATUS = {"status", "error"}
-# What reading an answer of another shape raises; a server may send anything.
-_UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)
 MODULES = (answers, http, sampling, streams, texts)
 
 
@@ -58,7 +57,7 @@ def _apply(case: str, check: dict[str, Any], exchanges: Mapping[str, Exchange]) 
         else:
             for target in targets:
                 _named(target, EACH[name], exchanges[target], wanted, len(exchanges))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         what = f"{type(error).__name__}: {error}"
         raise Broken(f"the answer has not the shape that is read here ({what})") from None
 

@@ -1,0 +1,26 @@
+"""What the reference stack passes and fails of the kit: the table of docs/conformance.md."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+
+from tenuto.conformance.session import Target, Wishes, check
+from tests.live.conftest import MODEL, ROOT
+from tests.peers.conftest import INSTALL_AND_START_S, Stack
+
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(INSTALL_AND_START_S)]
+# What each failure comes from, by the kit's own means: a baseline.
+KNOWN = Path(__file__).with_name("reference_stack.yaml")
+DOCS = ROOT / "docs" / "conformance.md"
+
+
+def test_it_fails_what_is_known_and_nothing_else(stack: Stack) -> None:
+    report = asyncio.run(check(Target(stack.url, stack.key, MODEL), Wishes(baseline=KNOWN)))
+    failed = {r.case.id: r.message for r in report.results if r.outcome == "failed"}
+    assert {id: why for id, why in failed.items() if id not in report.expected} == {}
+    assert report.stale == []
+    told = re.search(r"passes (\d+) of the (\d+) cases", DOCS.read_text())
+    assert told is not None
+    assert (int(told[1]), int(told[2])) == (report.counts()["passed"], len(report.results))
