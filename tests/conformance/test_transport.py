@@ -141,7 +141,7 @@ async def test_an_answer_ends_the_row() -> None:
         num_asked += 1
         await (says(http(b"{}")) if num_asked % 2 else says_and_stalls(b""))(reader, writer)
 
-    async with asked(every_other, timeout_s=0.05) as (_, server):
+    async with asked(every_other, timeout_s=0.03) as (_, server):
         exchanges = [await server.send(GET) for _ in range(2 * MAX_UNANSWERED + 1)]
     assert [e.status for e in exchanges] == [200, None] * MAX_UNANSWERED + [200]
 

@@ -86,7 +86,8 @@ def max_cost(request: Request) -> int:
     num_prompts = len(prompts) if isinstance(prompts, list) and "prompt" in body else 1
     sequences = max(_count(body, "n"), _count(body, "best_of"))
     prompt_tokens = len(str(prompts).encode()) // BYTES_PER_TOKEN
-    return prompt_tokens + num_prompts * sequences * _count(body, "max_tokens", DEFAULT_MAX_TOKENS)
+    usual = _count(body, "max_tokens", DEFAULT_MAX_TOKENS)
+    return prompt_tokens + num_prompts * sequences * _count(body, "max_completion_tokens", usual)
 
 
 def _count(body: Mapping[str, Any], name: str, default: int = 1) -> int:

@@ -110,14 +110,16 @@ def _meets(case: Case, glob: str) -> bool:
 
 def _parsed(file: str, row: Any) -> _Row:
     try:
-        return _Row.model_validate(row)
+        parsed = _Row.model_validate(row)
     except ValidationError as error:
-        raise CaseError(f"{file}: {row.get('id', row)}: {error}") from None
+        name = row.get("id", row) if isinstance(row, dict) else row
+        raise CaseError(f"{file}: {name}: {error}") from None
+    if parsed.source not in sources():
+        raise CaseError(f"{file}: {parsed.id}: sources.yaml has no {parsed.source!r}")
+    return parsed
 
 
 def _spread(row: _Row) -> Iterator[Case]:
-    if row.source not in sources():
-        raise CaseError(f"{row.id}: sources.yaml has no {row.source!r}")
     for way in row.on or (None,):
         yield Case(
             id=f"{way}/{row.id}" if way else row.id,

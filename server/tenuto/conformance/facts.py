@@ -3,6 +3,7 @@
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from tenuto.conformance.answer import UNREADABLE, Answer, folded
@@ -46,8 +47,14 @@ class Facts:
         return text.replace("{rejecting_model}", self.rejecting_model or UNKNOWN_MODEL)
 
 
+@cache
+def _prompts() -> dict[str, Any]:
+    prompts: dict[str, Any] = data("prompts.yaml")
+    return prompts
+
+
 def candidates(name: str) -> list[str]:
-    texts: list[str] = data("prompts.yaml")[name]["candidates"]
+    texts: list[str] = _prompts()[name]["candidates"]
     return texts
 
 
@@ -64,7 +71,7 @@ async def discover(send: Send, model: str | None, rejecting: str | None, key: bo
     )
     prompts = {
         f"{name}/{endpoint}": await _chosen(send, facts, name, endpoint)
-        for name in data("prompts.yaml")
+        for name in _prompts()
         for endpoint in ("chat", "completions")
     }
     return Facts(facts.model, rejecting, facts.running_metric, key, prompts)
@@ -97,7 +104,7 @@ async def _chosen(send: Send, facts: Facts, name: str, endpoint: str) -> str:
 
 
 def _probe(name: str, model: str, text: str, endpoint: str) -> Request:
-    fields: dict[str, Any] = data("prompts.yaml")[name]["probe"]
+    fields: dict[str, Any] = _prompts()[name]["probe"]
     body = {"model": model, "temperature": 0, **fields}
     if endpoint == "completions":
         return Request("POST", "/v1/completions", body | {"prompt": text})
