@@ -8,6 +8,7 @@ import pytest
 from tenuto.conformance.cases import all_cases
 from tests.conformance.faults import Fault
 from tests.conformance.red import (
+    CERTAIN,
     FAULTS,
     IDS,
     faulty_server,
@@ -33,7 +34,8 @@ def test_a_fault_turns_its_cases_red_and_no_other(reds: Reds, fault: Fault) -> N
     red = reds[fault.id].result(timeout=110)
     always, sometimes = KNOWN[fault.id]
     assert sorted(always - red) == []
-    assert sorted(red - always - sometimes) == []
+    # Where every answer is random, any case may be red.
+    assert fault.id in CERTAIN or sorted(red - always - sometimes) == []
 
 
 def test_every_fault_is_noticed() -> None:
