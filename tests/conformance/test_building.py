@@ -81,11 +81,14 @@ def test_streamed_is_what_asks_for_a_stream() -> None:
 
 @pytest.mark.parametrize("number", [0, 5, 1000])
 def test_log_probabilities_of_chat_have_two_names(number: int) -> None:
-    for way in ("chat", "chat-stream"):
-        made = request_of({"logprobs": number}, way, FACTS).body
+    ways: tuple[tuple[Way, Way], ...] = (
+        ("chat", "completions"),
+        ("chat-stream", "completions-stream"),
+    )
+    for chat, completions in ways:
+        made = body({"logprobs": number}, chat)
         assert (made["logprobs"], made["top_logprobs"]) == (True, number)
-    for way in ("completions", "completions-stream"):
-        made = request_of({"logprobs": number}, way, FACTS).body
+        made = body({"logprobs": number}, completions)
         assert (made["logprobs"], "top_logprobs" in made) == (number, False)
     assert "logprobs" not in body({}, "chat")
 
@@ -106,7 +109,8 @@ def test_a_path_of_its_own(method: str) -> None:
 
 
 def test_the_path_of_the_way() -> None:
-    for way, path in (("chat", CHAT), ("completions", COMPLETIONS)):
+    paths: dict[Way, str] = {"chat": CHAT, "completions": COMPLETIONS}
+    for way, path in paths.items():
         request = request_of({"http": {"post": "/v1/{endpoint}", "raw": "{"}}, way, FACTS)
         assert (request.path, request.raw, request.body) == (path, "{", None)
         assert request.content == b"{"

@@ -36,7 +36,9 @@ def test_options_and_commands_exist(command: str) -> None:
     shown = CliRunner().invoke(app, ["conform", command, "--help"], terminal_width=200).output
     used = {
         option
-        for line in re.findall(rf"^(?:.venv/bin/)?tenuto conform {command} (.+)$", TEXT + README, re.M)
+        for line in re.findall(
+            rf"^(?:.venv/bin/)?tenuto conform {command} (.+)$", TEXT + README, re.M
+        )
         for option in re.findall(r"(--[a-z-]+)", line)
     }
     assert [option for option in used if option not in shown] == []

@@ -4,14 +4,15 @@ import asyncio
 import copy
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from tenuto.conformance.cases import Case, CaseError, all_cases, selected
-from tenuto.conformance.checks import ACROSS, EACH, judge, refused
+from tenuto.conformance.checks import judge, refused
+from tenuto.conformance.checks.registry import ACROSS, EACH
 from tenuto.conformance.exchange import Broken, Exchange, Request
 from tenuto.conformance.facts import Facts
 from tenuto.conformance.run import (
@@ -95,7 +96,7 @@ def test_what_will_not_be_sent_costs_nothing() -> None:
 
 
 def test_who_must_be_refused() -> None:
-    sent = {"a": {}, "b": {}, "c": {}}
+    sent: dict[str, Any] = {"a": {}, "b": {}, "c": {}}
     assert refused(case("x/y", sent, {"error": {}})) == {*"abc"}
     assert refused(case("x/y", sent, {"error": {}, "of": ["a", "b"]}, {"schema": "x"})) == {*"ab"}
     assert refused(case("x/y", sent, {"status": 400})) == set()
@@ -124,8 +125,9 @@ OFFERED = [
         (Cost(3, 9999), ["cheap", "twice"]),
         (Cost(4, 9999), ["dear", "cheap", "twice"]),
         (Cost(99, 30), ["cheap"]),
-        (Cost(99, 90), ["seen", "cheap", "twice"]),
-        (Cost(99, 29), ["seen"]),
+        (Cost(99, 90), ["contract", "cheap", "twice"]),
+        (Cost(99, 29), ["contract"]),
+        (Cost(99, 19), ["seen"]),
         (Cost(99, 10), []),
         (Cost(0, 9999), []),
     ],
@@ -180,14 +182,9 @@ async def test_passed_and_failed() -> None:
         ("failed", True),
         ("failed", False),
     ]
-    assert '"m"' in case_message(results[1]) or "id" in case_message(results[1])
+    assert results[1].message == "there is no id: {}"
     assert reported == results
     assert [*results[0].exchanges] == ["answer"]
-
-
-def case_message(result: Result) -> str:
-    assert result.message
-    return result.message
 
 
 async def test_results_are_in_the_order_of_the_cases() -> None:
@@ -214,7 +211,7 @@ async def test_whoever_is_alone_runs_alone_and_last() -> None:
     await ran(cases, sender)
     assert {*sender.heard[:2]} == {"/b", "/c"}
     assert sender.heard[2:] == ["/first", "/second"]
-    assert sender.beside["/b"] | sender.beside["/c"] == {"/b", "/c"}
+    assert "/c" in sender.beside["/b"]
     assert sender.beside["/first"] == sender.beside["/second"] == set()
 
 
@@ -280,14 +277,16 @@ WHOLE = {
     "total_tokens": 2,
     "error": {"message": "x", "type": None, "param": None, "code": "400"},
 }
-GARBAGE: list[Any] = [None, True, 1e999, "x", [], {}, [None], [[]], {"a": None}, {"0": [{}]}]
+GARBAGE: list[Any] = [None, 1e999, "x", [], {}, [[None]], {"a": [{}]}]
 
 
 def spoilt(value: Any) -> Iterator[Any]:
     """The value with one part after the other replaced by garbage."""
     yield from GARBAGE
-    parts = value.items() if isinstance(value, dict) else enumerate(value or ())
-    for key, inner in parts if isinstance(value, dict | list) else ():
+    parts: list[tuple[Any, Any]] = []
+    if isinstance(value, dict | list):
+        parts = [*value.items()] if isinstance(value, dict) else [*enumerate(value)]
+    for key, inner in parts:
         for worse in spoilt(inner):
             copied = copy.copy(value)
             copied[key] = worse
@@ -302,19 +301,15 @@ EACH_CHECK = {name: c for c in all_cases() for check in c.check for name in chec
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_garbage_is_a_failed_result(check: str, streamed: bool) -> None:
     """Whatever a server sends, no check raises anything else than what it is for."""
-    chosen = EACH_CHECK.get(check)
-    if chosen is None:
-        return
+    chosen = EACH_CHECK[check]
     names = list(chosen.send)
     request = Request("POST", "/v1/chat/completions", {"stream": streamed})
     for garbage in SPOILT:
         text = json.dumps(garbage)
         text = f"data: {text}\n\ndata: {text}\n\n" if streamed else text
-        exchanges = {name: Exchange(request, 200, {}, text) for name in names}
-        try:
+        exchanges = dict.fromkeys(names, Exchange(request, 200, {}, text))
+        with suppress(Broken):
             judge(chosen.id, [c for c in chosen.check if check in c], exchanges)
-        except Broken as broken:
-            assert str(broken), garbage
 
 
 async def test_garbage_of_a_whole_case() -> None:

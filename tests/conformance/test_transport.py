@@ -130,7 +130,7 @@ async def test_a_server_that_never_answers_is_given_up() -> None:
         async with server.one_connection() as one:
             assert (await one.send(GET)).failure == failures[-1]
     assert set(failures[:MAX_UNANSWERED]) == {"no complete answer within 0.03 s"}
-    assert set(failures[MAX_UNANSWERED:]) == {"not sent: 4 requests in a row got no answer"}
+    assert set(failures[MAX_UNANSWERED:]) == {"not sent: 4 requests in a row got no whole answer"}
 
 
 async def test_an_answer_ends_the_row() -> None:
@@ -183,7 +183,7 @@ async def test_a_rate_limit_is_waited_for() -> None:
     async with asked(says(LIMIT, LIMIT, http(b"[]"))) as (running, server):
         exchange = await server.send(STREAM)
         assert len(set(running.received)) == 1
-    assert (exchange.status, exchange.text, server.rate_limited) == (200, "[]", 2)
+    assert (exchange.status, exchange.text, server.patience.rate_limited) == (200, "[]", 2)
 
 
 async def test_a_rate_limit_without_an_end_is_the_answer() -> None:
@@ -193,14 +193,14 @@ async def test_a_rate_limit_without_an_end_is_the_answer() -> None:
         assert len(running.received) == 1 + MAX_RATE_LIMIT_WAITS
         assert [(await server.send(GET)).status for _ in range(3)] == [429] * 3
         assert len(running.received) == 1 + MAX_RATE_LIMIT_WAITS + 3
-    assert server.rate_limited == MAX_RATE_LIMIT_WAITS
+    assert server.patience.rate_limited == MAX_RATE_LIMIT_WAITS
 
 
 @pytest.mark.parametrize(("status", "header"), [(LIMITED, JSON), ("503 Busy", LIMITED_BRIEFLY)])
 async def test_other_refusals_are_not_waited_for(status: str, header: str) -> None:
     async with asked(says(http(b"{}", header, status=status))) as (running, server):
         assert str((await server.send(GET)).status) == status[:3]
-        assert (len(running.received), server.rate_limited) == (1, 0)
+        assert (len(running.received), server.patience.rate_limited) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -220,9 +220,11 @@ def _side(where: str, variable: str | None, model: str | None, timeout: float) -
 def _key(variable: str | None) -> str | None:
     if variable is None:
         return None
-    key = os.environ.get(variable)
+    key = os.environ.get(variable, "").strip()
     if not key:
         raise CaseError(f"the environment has no {variable}")
+    if not (key.isascii() and key.isprintable()):
+        raise CaseError(f"{variable} holds characters that no header can hold")
     return key
 
 

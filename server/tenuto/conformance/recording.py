@@ -159,7 +159,7 @@ class Recorder:
     kept: dict[str, list[Exchange]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        _require_free(self.directory)
+        require_free(self.directory)
 
     async def send(self, request: Request, leave: asyncio.Event | None = None) -> Exchange:
         # Kept in the order of the requests, whichever is answered first.
@@ -181,7 +181,7 @@ class Recorder:
         Errors: `CaseError` when the directory is taken.
         """
         directory = self.directory.resolve()
-        _require_free(directory)
+        require_free(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         new = directory.with_name(f".{directory.name}.{os.getpid()}.new")
         new.mkdir()
@@ -276,7 +276,7 @@ def _distinct(name: str, used: set[str]) -> str:
     return distinct
 
 
-def _require_free(directory: Path) -> None:
+def require_free(directory: Path) -> None:
     """A recording may be replaced; nothing else is deleted."""
     if not directory.exists():
         return

@@ -12,12 +12,10 @@ from tenuto.conformance.cases import Case, CaseError, all_cases, selected
 from tenuto.conformance.compare import Comparison, Side, Terms, compare_cases, compare_requests
 from tenuto.conformance.exchange import Request
 from tenuto.conformance.facts import Facts, discover
-from tenuto.conformance.recording import Recorder, Recording
+from tenuto.conformance.recording import Recorder, Recording, require_free
 from tenuto.conformance.run import Cost, Result, Sender, affordable, cost_of, run_cases
 from tenuto.conformance.transport import Server
 from tenuto.conformance.verdict import Report, load_baseline
-
-HIDDEN = "[the key]"
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ async def check(target: Target, wishes: Wishes) -> Report:
 
 async def record(target: Target, wishes: Wishes, directory: Path, origin: str) -> Report:
     """The same, and keeps every exchange. Errors: `CaseError`, also for a directory in use."""
+    require_free(directory)
     async with connected(target) as (server, facts):
         recorder = Recorder(
             server, directory, origin or server.base_url, __version__, key=target.key
@@ -111,15 +110,15 @@ async def _run(
     cases = chosen(wishes.only)
     expected = load_baseline(wishes.baseline, all_cases()) if wishes.baseline else {}
     tried = affordable(cases, facts, wishes.budget) if wishes.budget else cases
-    if not tried:
-        raise CaseError("the budget allows no case")
     cost = cost_of(tried, facts)
+    # Cases that are not applicable cost nothing; without any other there is no verdict.
+    if wishes.budget and not cost.requests:
+        raise CaseError("the budget allows no case")
     wishes.on_cost(cost, len(tried))
     began = time.monotonic()
     ran = await run_cases(tried, sender, facts, wishes.parallel, wishes.on_result)
-    if server is not None and server.key:
-        for result in ran:
-            _hide(server.key, result)
+    if not any(result.outcome in ("passed", "failed") for result in ran):
+        raise CaseError(f"no case could be tried: {ran[0].message}")
     return Report(
         target=target,
         facts=facts,
@@ -128,7 +127,7 @@ async def _run(
         elapsed_s=time.monotonic() - began,
         kit_version=__version__,
         expected=expected,
-        rate_limited=server.rate_limited if server else 0,
+        rate_limited=server.patience.rate_limited if server else 0,
     )
 
 
@@ -168,12 +167,3 @@ def _matching(requests: Mapping[str, Request], only: Sequence[str]) -> dict[str,
     if not wanted:
         raise CaseError(f"no request of the recording matches {' '.join(only)}")
     return wanted
-
-
-def _hide(key: str, result: Result) -> None:
-    """A server that repeats the key must not put it into a report."""
-    result.message = result.message.replace(key, HIDDEN)
-    for exchange in result.exchanges.values():
-        exchange.text = exchange.text.replace(key, HIDDEN)
-        exchange.failure = exchange.failure and exchange.failure.replace(key, HIDDEN)
-        exchange.headers = {n: value.replace(key, HIDDEN) for n, value in exchange.headers.items()}

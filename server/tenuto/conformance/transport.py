@@ -2,20 +2,26 @@
 
 import asyncio
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import httpx
 
 from tenuto.conformance.exchange import Exchange, Request
+from tenuto.conformance.scrubbing import without_key
 
 WRONG_KEY = "sk-this-key-was-never-handed-out"
+MIN_KEY_LENGTH = 8
+# What is unpacked can be much larger than what was sent, and is measured too late.
+PLAIN = {"accept-encoding": "identity"}
 MAX_ANSWER_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 2**20
-# After so many requests in a row without any answer the rest is not sent: the run ends by itself.
+# After so many requests in a row without a whole answer no other is sent: the run ends by itself.
 MAX_UNANSWERED = 4
 MAX_RATE_LIMIT_WAITS = 5
 MAX_RETRY_AFTER_S = 65.0
@@ -33,16 +39,25 @@ def running_requests(metrics: str) -> float | None:
 
 
 @dataclass
+class Patience:
+    """What a whole run has had to wait for: requests in a row without a whole answer, and waits
+    that the server asked for."""
+
+    unanswered: int = 0
+    rate_limited: int = 0
+    waited_in_vain: bool = False
+
+
+@dataclass
 class Server:
-    """Sends requests to a base URL, with a key. `timeout_s` bounds a whole answer."""
+    """Sends requests to a base URL, with a key, which no exchange will hold. `timeout_s` bounds a
+    whole answer."""
 
     base_url: str
     key: str | None = None
     timeout_s: float = 60.0
     client: httpx.AsyncClient = field(default_factory=lambda: _client(None), repr=False)
-    unanswered: int = 0
-    rate_limited: int = 0
-    waited_in_vain: bool = False
+    patience: Patience = field(default_factory=Patience)
 
     async def send(self, request: Request, leave: asyncio.Event | None = None) -> Exchange:
         """Never raises for what a server does. Once `leave` is set, the client goes away."""
@@ -51,12 +66,12 @@ class Server:
         exchange = await self._once(request, leave)
         for _ in range(MAX_RATE_LIMIT_WAITS):
             # An exhausted quota would make each of hundreds of requests wait for minutes.
-            if not is_limited(exchange) or self.waited_in_vain:
+            if not is_limited(exchange) or self.patience.waited_in_vain:
                 return exchange
-            self.rate_limited += 1
+            self.patience.rate_limited += 1
             await asyncio.sleep(retry_after_s(exchange.headers))
             exchange = await self._once(request, leave)
-        self.waited_in_vain = is_limited(exchange)
+        self.patience.waited_in_vain = is_limited(exchange)
         return exchange
 
     async def close(self) -> None:
@@ -67,29 +82,37 @@ class Server:
         """The same server through a connection that is shared with nobody."""
         client = _client(1)
         try:
-            yield Server(self.base_url, self.key, self.timeout_s, client, self.unanswered)
+            yield replace(self, client=client)
         finally:
             await client.aclose()
 
     async def _once(self, request: Request, leave: asyncio.Event | None = None) -> Exchange:
         exchange = Exchange(request)
-        if self.unanswered >= MAX_UNANSWERED:
-            exchange.failure = f"not sent: {self.unanswered} requests in a row got no answer"
+        if self.patience.unanswered >= MAX_UNANSWERED:
+            exchange.failure = f"not sent: {MAX_UNANSWERED} requests in a row got no whole answer"
             return exchange
         began = time.monotonic()
         try:
             async with asyncio.timeout(self.timeout_s):
                 await (self._twice(exchange) if leave is None else self._left(exchange, leave))
-            self.unanswered = 0
+            self.patience.unanswered = 0
         except TimeoutError:
-            self.unanswered += exchange.status is None
+            self.patience.unanswered += 1
             exchange.failure = f"no complete answer within {self.timeout_s:g} s"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             exchange.failure = explained(error)
         except Unreadable as error:
             exchange.failure = str(error)
         exchange.elapsed_s = time.monotonic() - began
+        self._forget_key(exchange)
         return exchange
+
+    def _forget_key(self, exchange: Exchange) -> None:
+        # A shorter one may be a word of the answer, and is no secret.
+        key = self.key if self.key and len(self.key) >= MIN_KEY_LENGTH else None
+        exchange.text = without_key(exchange.text, key)
+        exchange.failure = exchange.failure and without_key(exchange.failure, key)
+        exchange.headers = {n: without_key(value, key) for n, value in exchange.headers.items()}
 
     async def _twice(self, exchange: Exchange) -> None:
         """A server may close a kept connection just when it is used again; clients try anew."""
@@ -200,7 +223,15 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
 def _client(max_connections: int | None) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=None)
     # The run's own timeouts bound the whole answer; a proxy of the environment would be in between.
-    return httpx.AsyncClient(timeout=None, limits=limits, trust_env=False)
+    return httpx.AsyncClient(
+        timeout=None, limits=limits, trust_env=False, headers=PLAIN, verify=_tls()
+    )
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """One for all clients: reading the authorities takes longer than many a request."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _connection(answer: httpx.Response) -> int:

@@ -67,11 +67,13 @@ class Report:
 
 
 def load_baseline(path: Path, cases: Iterable[Case]) -> dict[str, str]:
-    """`{id: why}` of the failures that are expected. Errors: `CaseError` for an unknown id."""
+    """`{id: why}` of the failures that are expected. Errors: `CaseError`, also for unknown ids."""
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise CaseError(f"cannot read the baseline {path}: {error}") from None
+    if not isinstance(rows, dict):
+        raise CaseError(f"{path}: a baseline is a map of ids to reasons")
     known = {case.id for case in cases}
     unknown = [id for id in rows if id not in known]
     if unknown:

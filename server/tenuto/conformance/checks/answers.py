@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 from tenuto.conformance.answer import folded
 from tenuto.conformance.checks.registry import across, answers_of, each, require, require_equal
@@ -134,9 +133,3 @@ def entry_tokens(exchange: Exchange, wanted: bool) -> None:
             joined == choice.text,
             f"the tokens make {shortened(joined)}, the text is {shortened(choice.text)}",
         )
-
-
-@across
-def same_finish(exchanges: Mapping[str, Exchange], wanted: Any) -> None:
-    ends = [[c.finish_reason for c in a.choices] for a in answers_of(exchanges, wanted)]
-    require(all(end == ends[0] for end in ends), f"the answers end differently: {ends}")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tenuto.conformance.answer import Answer, folded
+from tenuto.conformance.cases import CaseError
 from tenuto.conformance.exchange import Broken, Exchange, shortened
 
 Each = Callable[[Exchange, Any], None]
@@ -27,7 +28,10 @@ def across(check: Across) -> Across:
 
 def answers_of(exchanges: Mapping[str, Exchange], names: list[str]) -> list[Answer]:
     """Those named, in this order; `best*` names all that begin so."""
-    return [folded(exchanges[name]) for glob in names for name in fnmatch.filter(exchanges, glob)]
+    found = {glob: fnmatch.filter(exchanges, glob) for glob in names}
+    if missing := [glob for glob, matching in found.items() if not matching]:
+        raise CaseError(f"no request is named {missing[0]}")
+    return [folded(exchanges[name]) for matching in found.values() for name in matching]
 
 
 def require(holds: bool, message: str) -> None:
