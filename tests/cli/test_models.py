@@ -1,12 +1,13 @@
 """`tenuto models` in this process."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from tenuto.cli import app, main
-from tenuto.errors import ConfigError
+from tenuto.errors import CheckpointError, ConfigError
 from tests.conftest import make_adapter, make_registry
 
 
@@ -21,9 +22,16 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_list(registry: str) -> None:
     lines = CliRunner().invoke(app, ["models", "list", "--registry", registry]).stdout.splitlines()
     rows = [line.split() for line in lines]
-    assert ["demo", "yes", "model's", "1", "demo"] in rows
-    assert ["lora", "yes", "model's", "1", "MIT", "lora"] in rows
+    assert ["demo", "yes", "0.0", "MiB", "model's", "1", "demo"] in rows
+    assert ["lora", "yes", "0.0", "MiB", "model's", "1", "MIT", "lora"] in rows
     assert ["far", "no", "model's", "1", "owner/far"] in rows
+
+
+def test_sizes_on_disk(registry: str, tmp_path: Path) -> None:
+    with (tmp_path / "checkpoint" / "model.safetensors").open("wb") as file:
+        file.truncate(3 * 2**29)
+    lines = CliRunner().invoke(app, ["models", "list", "--registry", registry]).stdout.splitlines()
+    assert ["demo", "yes", "1.5", "GiB"] in [line.split()[:4] for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +46,51 @@ def test_pull_of_what_cannot_be_downloaded(registry: str, model: str, message: s
     result = CliRunner().invoke(app, ["models", "pull", model, "--registry", registry])
     assert isinstance(result.exception, ConfigError)
     assert result.exception.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("nope", ConfigError, "the registry has no 'nope'"),
+        ("./nope", ConfigError, "no directory ./nope"),
+        ("far", CheckpointError, "far is not on this host: run `tenuto models pull far`"),
+    ],
+)
+@pytest.mark.parametrize("command", [("verify",), ("quantize", "out")])
+def test_models_that_are_not_there(
+    registry: str, command: tuple[str, ...], model: str, error: type[Exception], message: str
+) -> None:
+    arguments = ["models", command[0], model, *command[1:], "--registry", registry]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, error)
+    assert str(result.exception) == message
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("demo", "chat template  problem  none: chat needs"),
+        ("templated", "chat template  ok       the registry's"),
+        ("embedder", "chat template  ok       none, and embeddings need none"),
+        ("long", "context        problem  the registry's 99 tokens; the model has 9"),
+        ("lora", "config   ok       LoRA of rank 8"),
+    ],
+)
+def test_verify_knows_what_the_registry_says(tmp_path: Path, model: str, found: str) -> None:
+    (tmp_path / "template.jinja").write_text("{{ messages }}")
+    lora = {"id": "lora", "source": str(make_adapter(tmp_path / "lora"))}
+    rows: list[dict[str, Any]] = [
+        {"id": "demo", "loras": [lora]},
+        {"id": "templated", "chat_template": "template.jinja"},
+        {"id": "embedder", "task": "embed"},
+        {"id": "long", "max_model_len": 99},
+    ]
+    make_registry(tmp_path, rows)
+    (tmp_path / "checkpoint" / "config.json").write_text('{"max_position_embeddings": 9}')
+    arguments = ["models", "verify", model, "--registry", str(tmp_path / "registry.yaml")]
+    result = CliRunner().invoke(app, arguments)
+    assert found in result.stdout
+    assert result.exit_code == 1
 
 
 def test_main_turns_errors_into_an_exit_code(

@@ -111,6 +111,6 @@ def test_serve_refuses_in_one_line(tmp_path: Path, arguments: tuple[str, ...], l
 def test_models_list(tmp_path: Path) -> None:
     ended = tenuto("models", "list", cwd=tmp_path)
     assert ended.returncode == 0
-    assert ["tenuto-demo", "yes", "8192", "1", "Apache-2.0", "tenuto-demo"] in [
+    assert ["tenuto-demo", "yes", "0.9", "MiB", "8192", "1", "Apache-2.0", "tenuto-demo"] in [
         line.split() for line in ended.stdout.splitlines()
     ]

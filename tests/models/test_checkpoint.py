@@ -1,13 +1,10 @@
 """Where checkpoints lie on this host."""
 
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 
-from tenuto.errors import CheckpointError
-from tenuto.models.checkpoint import is_directory_source, locate, locate_adapter, pull
+from tenuto.models.checkpoint import is_directory_source, locate, locate_adapter
 from tests.conftest import make_adapter, make_checkpoint
 
 COMMIT = "0123456789abcdef"
@@ -89,35 +86,3 @@ def test_cache_named_by_its_own_variable(
     assert locate("owner/name", None, hub) is None
     other = make_snapshot(tmp_path / "other")
     assert locate("owner/name", None, hub) == other
-
-
-def test_pull_asks_for_safetensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-
-    def download(source: str, **options: Any) -> str:
-        asked.update(options, source=source)
-        return "/cache/snapshot"
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert pull("owner/name", "v1") == Path("/cache/snapshot")
-    assert (asked["source"], asked["revision"]) == ("owner/name", "v1")
-    assert "*.bin" in asked["ignore_patterns"]
-
-
-def test_failed_pull_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(source: str, **options: Any) -> str:
-        raise OSError("no route\nto host")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(CheckpointError) as caught:
-        pull("owner/name", None)
-    assert caught.value.message == "owner/name: cannot be downloaded: no route"
-
-
-def test_failed_pull_without_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(source: str, **options: Any) -> str:
-        raise OSError
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(CheckpointError, match="owner/name: cannot be downloaded"):
-        pull("owner/name", None)

@@ -30,7 +30,7 @@ ARROWS = {
 # These wire everything together, and nothing imports them.
 WIRING = {"app", "cli", "serving", "wiring"}
 HEAVY = {"vllm", "torch"}
-HEAVY_FILES = re.compile(r"engine/(vllm\w*|preload)\.py")
+HEAVY_FILES = re.compile(r"engine/(vllm\w*|preload|quantize)\.py")
 
 
 def sources(*folders: str) -> list[Path]:

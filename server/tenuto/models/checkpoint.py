@@ -1,4 +1,4 @@
-"""Where a checkpoint lies on this host. Nothing here opens a connection but `pull`."""
+"""Where a checkpoint lies on this host. Nothing here opens a connection."""
 
 import json
 import os
@@ -49,26 +49,20 @@ def generation_defaults(checkpoint: Path, names: Container[str]) -> dict[str, An
     return {name: value for name, value in found.items() if name in names and value is not None}
 
 
-def pull(source: str, revision: str | None) -> Path:
-    """Downloads a repo's checkpoint to the local cache. Errors: `CheckpointError`."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+def hub_cache() -> Path:
+    """The folder of the Hugging Face cache."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
 
-    try:
-        path = snapshot_download(
-            source, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"]
-        )
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{source}: cannot be downloaded: {reason}") from None
-    return Path(path)
+
+def cached_repo(source: str) -> Path:
+    """Where the Hugging Face cache has all of a repo: `blobs`, `refs` and `snapshots`."""
+    return hub_cache() / f"models--{source.replace('/', '--')}"
 
 
 def _cached(source: str, revision: str | None, config: str) -> Path | None:
     """The snapshot in the Hugging Face cache whose download is complete."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    repo = hub / f"models--{source.replace('/', '--')}"
+    repo = cached_repo(source)
     ref = repo / "refs" / (revision or "main")
     commit = ref.read_text().strip() if ref.is_file() else revision
     if commit is None:
