@@ -19,7 +19,7 @@ from tenuto.access.keys import Keys
 from tenuto.api.services import Services
 from tenuto.app import build_app
 from tenuto.engine.fake import FakeBackend, FakeEngine
-from tenuto.models.pool import Pool
+from tenuto.models.pool import Pool, Terms
 from tenuto.models.registry import Registry, load_registry
 from tenuto.observe.metrics import Metrics
 from tenuto.serving import Server, listen
@@ -48,6 +48,15 @@ class Running:
                 break
             self.call(lambda: None)
         return self.backend.engines[model]
+
+    def engine_after(self, lost: FakeEngine, model: str = MODEL) -> FakeEngine:
+        """The one that was started in its place."""
+        for _ in range(5000):
+            if self.engine(model) is not lost:
+                break
+            self.call(lambda: None)
+        assert self.engine(model) is not lost
+        return self.engine(model)
 
     def left(self) -> None:
         """Lets no request in any more; every one has gone, and nothing of it stays behind."""
@@ -95,6 +104,7 @@ class Setup:
     strict_params: bool = False
     keep_alive_s: float = 15
     drain_s: float = 5
+    terms: Terms = field(default_factory=Terms)
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app
 
 
@@ -130,7 +140,7 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
 
     async def serve() -> None:
         registry = make_registry(directory, setup.models)
-        pool = Pool(registry, setup.backend)
+        pool = Pool(registry, setup.backend, setup.terms)
         services = Services(
             registry=registry,
             pool=pool,
@@ -171,6 +181,16 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             return stack.enter_context(served(tmp_path, Setup(**fields)))
 
         yield start
+
+
+@pytest.fixture
+def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenuto.models.pool.FIRST_BACK_OFF_S", 0.001)
+
+
+@pytest.fixture
+def no_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenuto.models.pool.FIRST_BACK_OFF_S", 600)
 
 
 @pytest.fixture

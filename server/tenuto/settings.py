@@ -29,6 +29,14 @@ class Settings(BaseSettings):
     no_auth: bool = Field(False, description="allow an open server on any address")
     cors_origins: list[str] = Field(default=[], description="origins that browsers may call from")
     strict_params: bool = Field(False, description="refuse parameters that nothing acts upon")
+    gpus: str | None = Field(
+        None, description="memory of the GPUs, such as 141GiB or 80GiBx2; else as their driver says"
+    )
+    turn_s: float = Field(
+        10, ge=0, description="seconds that a busy model keeps its place while another is wanted"
+    )
+    max_wait_s: float = Field(300, gt=0, description="seconds that a request waits for its model")
+    max_waiting: int = Field(1024, ge=1, description="requests that wait for one model")
     drain_s: float = Field(30, ge=0, description="seconds that running requests get at shutdown")
     keep_alive_s: float = Field(15, gt=0, description="seconds of silence before an SSE comment")
     cache_dir: Path = Field(Path("~/.cache/tenuto"), description="folder for rewritten checkpoints")

@@ -4,6 +4,7 @@ import base64
 import random
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from tenuto.engine.types import Prompt
 from tenuto.wire.bounds import Bounds
 from tests.conftest import MODEL, Running, Serve, Setup, served
 from tests.fuzz import JUNK, NUMBER, PROMPT, judge, mapping
+from tests.models.pools import HeldBackend
 from tests.sse import connected, request_bytes
 
 EMBEDDER = "owner/embedder"
@@ -184,11 +186,25 @@ def test_model_info_names_the_task(embedding: Running) -> None:
     assert [row["model_info"]["task"] for row in rows] == ["embed", "generate"]
 
 
-def test_a_lost_engine(serve: Serve) -> None:
-    server = serve(**SETUP)
-    server.engine(MODEL)
-    server.call(server.engine(EMBEDDER).lose)
-    assert blamed(embed(server, ["a", "b"])) == (503, "ServiceUnavailableError", None)
+@pytest.mark.usefixtures("quick_restarts")
+@pytest.mark.parametrize("losses", [1, 2])
+def test_a_lost_engine(serve: Serve, losses: int) -> None:
+    """The texts are given to the next one, once."""
+    server = serve(**SETUP, backend=HeldBackend(is_held=True))
+    engine = server.engine(EMBEDDER)
+    with ThreadPoolExecutor(1) as aside:
+        asking = aside.submit(embed, server, ["a", "b"])
+        for _ in range(losses):
+            server.wait(engine.started)
+            server.call(engine.lose)
+            engine = server.engine_after(engine, EMBEDDER)
+        server.call(engine.go.set)
+        response = asking.result()
+    if losses == 1:
+        found = [row["embedding"] for row in response.json()["data"]]
+        assert found == [vector_of("a"), vector_of("b")]
+    else:
+        assert blamed(response) == (503, "ServiceUnavailableError", None)
     server.left()
 
 

@@ -251,23 +251,15 @@ def test_native_system_prompt(serve: Serve) -> None:
     assert texts("chat", body) == ["<system>Be brief.<user>Hi<assistant>"]
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_a_model_that_is_not_loaded(serve: Serve, path: str) -> None:
-    server = serve(models=[{"id": MODEL}, {"id": "cold"}])
-    body = {"model": "cold", "messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi"}
-    response = server.client.post(path, json=body)
-    assert error_of(response) == (503, "ServiceUnavailableError", None)
-    assert response.headers["retry-after"] == "60"
-    assert "cold is not loaded" in response.json()["error"]["message"]
-
-
-def test_a_model_that_did_not_start(serve: Serve) -> None:
-    server = serve(backend=FakeBackend(fails=frozenset({MODEL})))
-    while server.services.pool.slots[MODEL].state == "loading":
-        server.call(lambda: None)
+@pytest.mark.usefixtures("quick_restarts")
+@pytest.mark.parametrize("eager", [(), (MODEL,)], ids=["on demand", "eager"])
+def test_a_model_that_does_not_start(serve: Serve, eager: tuple[str, ...]) -> None:
+    server = serve(backend=FakeBackend(fails=frozenset({MODEL})), eager=eager)
     response = server.chat()
     assert error_of(response) == (503, "ServiceUnavailableError", None)
     assert "has failed" in response.json()["error"]["message"]
+    assert response.headers["x-should-retry"] == "false"
+    server.left()
 
 
 @pytest.mark.parametrize("route", ["/chat/completions", "/completions"])

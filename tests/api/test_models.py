@@ -77,6 +77,7 @@ def test_unknown_model(several: Running, name: str) -> None:
 
 
 def test_facts(changing: Running, tmp_path: Path) -> None:
+    assert changing.chat().status_code == 200
     response = changing.client.get("/v1/model/info")
     ready, cold = response.json()["data"]
     assert ready == {
@@ -98,7 +99,9 @@ def test_facts(changing: Running, tmp_path: Path) -> None:
     assert changing.client.get("/model/info").json() == response.json()
 
 
+@pytest.mark.usefixtures("no_restarts")
 def test_facts_of_a_lost_engine(changing: Running) -> None:
+    assert changing.chat().status_code == 200
     changing.call(changing.engine().lose)
     while changing.services.pool.slots["demo"].state == "ready":
         changing.call(lambda: None)

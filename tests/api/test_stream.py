@@ -215,27 +215,46 @@ def test_engine_lost_in_mid_stream(serve: Serve, path: str) -> None:
     server.left()
 
 
+@pytest.mark.usefixtures("quick_restarts")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("path", PATHS)
 def test_engine_lost_before_the_first_token(
     own: Running, held: FakeEngine, aside: ThreadPoolExecutor, path: str, stream: bool
 ) -> None:
+    """Its client has received nothing: the request is run again."""
     asking = aside.submit(own.client.post, path, json=body_for(path, stream=stream))
     own.wait(held.started)
     own.call(held.lose)
     response = asking.result()
-    unavailable(response)
+    assert response.status_code == 200
+    assert (DONE in events(response.text)) is stream
+    assert len(own.engine_after(held).generated) == 1
     own.left()
 
 
+@pytest.mark.usefixtures("quick_restarts")
+@pytest.mark.parametrize("losses", [1, 2])
+@pytest.mark.parametrize("fields", [{}, {"n": 2, "best_of": 3, "stream": True}])
 def test_engine_lost_in_the_middle_of_an_unstreamed_answer(
-    serve: Serve, aside: ThreadPoolExecutor
+    serve: Serve, aside: ThreadPoolExecutor, losses: int, fields: dict[str, Any]
 ) -> None:
+    """It is run again, once. A stream of ranked candidates has no byte before all are there."""
     server, engine = stepwise(serve)
-    asking = aside.submit(server.complete, ["a", "b"])
-    server.wait(engine.started)
-    server.call(engine.lose)
-    unavailable(asking.result())
+    asking = aside.submit(server.complete, ["a", "b"], **fields)
+    for _ in range(losses):
+        server.wait(engine.started)
+        server.call(engine.lose)
+        engine = server.engine_after(engine)
+    assert isinstance(engine, StepwiseEngine)
+    engine.allowed = None
+    server.call(engine.go.set)
+    response = asking.result()
+    if losses == 1:
+        assert response.status_code == 200
+        assert len(engine.generated) == 2
+    else:
+        unavailable(response)
+        assert engine.generated == []
     server.left()
 
 
@@ -246,12 +265,28 @@ def unavailable(response: httpx.Response) -> None:
     assert int(response.headers["retry-after"]) > 0
 
 
-def test_after_a_loss_the_model_is_unavailable(own: Running) -> None:
+@pytest.mark.usefixtures("quick_restarts")
+def test_after_a_loss_the_model_comes_back(own: Running) -> None:
     engine = own.engine()
     own.call(engine.lose)
-    while own.services.pool.slots["demo"].engine is not None:
-        own.call(lambda: None)
-    unavailable(own.chat())
+    assert own.chat().status_code == 200
+    assert len(own.engine_after(engine).generated) == 1
+    assert engine.generated == []
+    own.left()
+
+
+@pytest.mark.usefixtures("quick_restarts")
+def test_a_model_whose_engine_is_lost_again_and_again(own: Running) -> None:
+    engine = own.engine()
+    for _ in range(2):
+        assert own.chat().status_code == 200
+        own.call(engine.lose)
+        engine = own.engine_after(engine)
+    assert own.chat().status_code == 200
+    own.call(engine.lose)
+    response = own.chat()
+    unavailable(response)
+    assert response.headers["x-should-retry"] == "false"
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -15,7 +15,7 @@ from tests.conformance.test_false_alarms import EQUAL_PAIR
 from tests.live.conftest import MODEL, LiveServer, launched, write_registry
 from tests.live.ways import CHAT, COMPLETIONS, Way
 
-pytestmark = pytest.mark.live
+pytestmark = pytest.mark.conformance
 KEY = "sk-conformance-0123456789"
 REJECTING = "Midnight-Miqu-70B-v1.5"
 MAX_RUN_S = 120

@@ -1,12 +1,16 @@
-"""Embeddings: parse, judge, lease, render, embed, answer."""
+"""Embeddings: parse, judge, render, lease, embed, answer."""
+
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import Exchange, exchange_of
+from tenuto.api.retry import again_once
 from tenuto.api.services import Services
 from tenuto.api.stream import until_disconnect
+from tenuto.engine.types import Prompt
 from tenuto.generation.embedding import (
     embedded,
     embedding_answer,
@@ -41,13 +45,21 @@ class EmbeddingRoutes:
         entry: Entry,
         exchange: Exchange,
     ) -> Response:
-        lease = self._services.pool.lease(entry)
-        try:
-            prompts = await self._services.pool.prompts(entry)
-            judge_dimensions(wire.dimensions, prompts.facts)
-            rendered = await render_inputs(batch, prompts)
-            vectors = await embedded(lease.engine, rendered, wire.dimensions)
-        finally:
-            lease.release()
+        prompts = await self._services.pool.prompts(entry)
+        judge_dimensions(wire.dimensions, prompts.facts)
+        rendered = await render_inputs(batch, prompts)
+        vectors = await again_once(
+            lambda: self._embedded(entry, rendered, wire.dimensions, exchange.queue_key)
+        )
         exchange.tally = Tally.of(rendered)
         return json_response(embedding_answer(wire, vectors, exchange.tally), ignored_header(wire))
+
+    async def _embedded(
+        self, entry: Entry, rendered: Sequence[Prompt], dimensions: int | None, key: str
+    ) -> list[list[float]]:
+        lease = await self._services.pool.lease(entry, len(rendered), key)
+        try:
+            with lease.watched() as engine:
+                return await embedded(engine, rendered, dimensions)
+        finally:
+            lease.release()

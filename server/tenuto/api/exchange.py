@@ -27,6 +27,11 @@ class Exchange:
     started: bool = False
     ended: bool = False
 
+    @property
+    def queue_key(self) -> str:
+        """Whose turn it is, where requests wait for a model."""
+        return "" if self.key is None else self.key.digest.hex()
+
 
 def exchange_of(request: Request) -> Exchange:
     exchange: Exchange = request.scope[SCOPE_KEY]

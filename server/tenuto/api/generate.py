@@ -1,25 +1,27 @@
-"""Chat and text completions: parse, judge, lease, render, generate, answer."""
+"""Chat and text completions: parse, judge, render, lease, generate, answer."""
 
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import Exchange, exchange_of
+from tenuto.api.retry import again_once
 from tenuto.api.services import Services, policy_of
 from tenuto.api.stream import EventStream, Replay, Steps, until_disconnect
-from tenuto.engine.types import Prompt
+from tenuto.engine.types import ModelFacts, Prompt
 from tenuto.generation.answer import Head, returned
 from tenuto.generation.endpoint import CHAT, COMPLETION, Endpoint
-from tenuto.generation.fold import fold
+from tenuto.generation.fold import Folded, fold
 from tenuto.generation.frames import step_of
 from tenuto.generation.run import Generation, start
 from tenuto.generation.translate import Plan
 from tenuto.models.pool import Lease
-from tenuto.models.registry import Target
+from tenuto.models.registry import Entry, Target
 from tenuto.wire.parse import with_defaults
 from tenuto.wire.requests import GenerationRequest
 
@@ -48,30 +50,21 @@ class GenerationRoutes:
     async def _respond(
         self, wire: GenerationRequest, target: Target, endpoint: Endpoint, exchange: Exchange
     ) -> Response:
-        lease = self._services.pool.lease(target.entry)
-        try:
-            generation, plan = await self._start(wire, target, endpoint, lease)
-        except BaseException:
-            lease.release()
-            raise
+        job = await self._job(wire, target, endpoint)
         head = Head(f"{endpoint.id_prefix}{uuid.uuid4().hex}", int(time.time()), wire.model)
         headers = ignored_header(wire)
-        if plan.sampling.stream:
-            return self._stream(
-                generation, generation.prompts, head, plan, endpoint, exchange, headers
-            )
-        async with generation:
-            folded = await fold(generation)
-        prompts = generation.prompts
-        if plan.stream:
-            steps = Replay(step_of(returned(folded, prompts, plan), folded, plan))
-            return self._stream(steps, prompts, head, plan, endpoint, exchange, headers)
-        answer, exchange.tally = endpoint.answer(head, folded, prompts, plan)
+        if job.plan.sampling.stream:
+            generation, _ = await again_once(lambda: self._start(job, exchange))
+            return self._stream(generation, job, head, exchange, headers)
+        folded = await again_once(lambda: self._fold(job, exchange))
+        if job.plan.stream:
+            steps = step_of(returned(folded, job.prompts, job.plan), folded, job.plan)
+            return self._stream(Replay(steps), job, head, exchange, headers)
+        answer, exchange.tally = endpoint.answer(head, folded, job.prompts, job.plan)
         return json_response(answer, headers)
 
-    async def _start(
-        self, wire: GenerationRequest, target: Target, endpoint: Endpoint, lease: Lease
-    ) -> tuple[Generation, Plan]:
+    async def _job(self, wire: GenerationRequest, target: Target, endpoint: Endpoint) -> "_Job":
+        """All that can be refused is, before a model is loaded for it."""
         entry = target.entry
         prompts = await self._services.pool.prompts(entry)
         plan = endpoint.plan(wire, prompts.facts, self._services.bounds)
@@ -79,26 +72,49 @@ class GenerationRoutes:
         if target.lora is not None:
             plan = plan.adapted_by(target.lora.id)
         rendered = await endpoint.render(wire, prompts, policy_of(entry))
-        generation = await start(
-            lease.engine,
-            rendered,
-            plan,
-            prompts.facts,
-            endpoint.prompt_param,
-            on_close=lease.release,
-        )
-        return generation, plan
+        return _Job(entry, endpoint, plan, rendered, prompts.facts)
+
+    async def _start(self, job: "_Job", exchange: Exchange) -> tuple[Generation, Lease]:
+        lease = await self._services.pool.lease(job.entry, job.sequences, exchange.queue_key)
+        try:
+            with lease.watched() as engine:
+                generation = await start(
+                    engine,
+                    job.prompts,
+                    job.plan,
+                    job.facts,
+                    job.endpoint.prompt_param,
+                    on_close=lease.release,
+                )
+        except BaseException:
+            lease.release()
+            raise
+        return generation, lease
+
+    async def _fold(self, job: "_Job", exchange: Exchange) -> Folded:
+        generation, lease = await self._start(job, exchange)
+        async with generation:
+            with lease.watched():
+                return await fold(generation)
 
     def _stream(
-        self,
-        steps: Steps,
-        prompts: Sequence[Prompt],
-        head: Head,
-        plan: Plan,
-        endpoint: Endpoint,
-        exchange: Exchange,
-        headers: dict[str, str],
+        self, steps: Steps, job: "_Job", head: Head, exchange: Exchange, headers: dict[str, str]
     ) -> EventStream:
-        frames = endpoint.frames(head, prompts, plan)
+        frames = job.endpoint.frames(head, job.prompts, job.plan)
         exchange.tally = frames.tally
         return EventStream(steps, frames, self._services.keep_alive_s, headers)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request as the engine will get it."""
+
+    entry: Entry
+    endpoint: Endpoint
+    plan: Plan
+    prompts: Sequence[Prompt]
+    facts: ModelFacts
+
+    @property
+    def sequences(self) -> int:
+        return len(self.prompts) * self.plan.sampling.n

@@ -87,5 +87,7 @@ class Services:
         return target
 
     def ready(self) -> bool:
+        """The models of the start were loaded, and none of them has failed since; one that made
+        room for another is loaded again when it is asked for."""
         states = (self.pool.slots[model_id].state for model_id in self.eager)
-        return not self.gate.draining and all(state == "ready" for state in states)
+        return not self.gate.draining and self.pool.started and "failed" not in states

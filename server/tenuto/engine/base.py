@@ -36,6 +36,11 @@ class Prompts(Protocol):
 class Engine(Protocol):
     """One loaded model, for its task alone. Errors of a request: `EngineLost`, `BadRequest`."""
 
+    @property
+    def capacity(self) -> int:
+        """How many sequences it should be given at once: what it runs, and a few that wait."""
+        ...
+
     def generate(
         self, prompt: Prompt, sampling: Sampling, request_id: str
     ) -> AsyncGenerator[Step, None]:

@@ -81,6 +81,7 @@ class FakeEngine:
     """`go` holds every token back while cleared; `lose` ends the engine under its requests."""
 
     reply: Reply = echo_reply
+    capacity: int = 1024
     running: int = 0
     generated: list[Sampling] = field(default_factory=list)
 

@@ -120,6 +120,11 @@ class VllmEngine:
         self._verifier = verifier
         self._loras = {lora.lora_name: lora for lora in loras}
 
+    @property
+    def capacity(self) -> int:
+        num_running: int = self._llm.vllm_config.scheduler_config.max_num_seqs
+        return num_running + max(1, num_running // 8)
+
     async def load_loras(self) -> None:
         """Now, so that a bad adapter is found before the first request for it."""
         for lora in self._loras.values():

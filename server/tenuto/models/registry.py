@@ -91,6 +91,8 @@ class Served(BaseModel):
     chat_template: str | None = Field(None, description="a Jinja file beside the registry")
     system_prompt: Literal["native", "merge", "reject"] = "native"
     load: Literal["eager", "on_demand"] = "on_demand"
+    pinned: bool = Field(False, description="never unloaded to make room")
+    idle_ttl: float | None = Field(None, gt=0, description="seconds unused until it is unloaded")
     license: str | None = None
     trust_remote_code: bool = False
     tool_parser: str | None = Field(None, description="vLLM's name; for tool_choice auto")
