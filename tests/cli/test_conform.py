@@ -45,7 +45,7 @@ def test_a_server_that_conforms(url: str, tmp_path: Path) -> None:
     written = [part for form, path in files.items() for part in (f"--{form}", path)]
     ended = run(f"{url}/v1/", *ONLY, *written)
     assert (ended.exit_code, ended.stderr) == (0, "")
-    assert "12 cases: 13 requests, at most" in ended.stdout
+    assert "12 cases: 19 requests, at most" in ended.stdout
     assert "conforms: 12 passed" in ended.stdout
     found = json.loads(files["json"].read_text())
     assert (found["conforms"], found["target"]) == (True, url)
@@ -83,11 +83,44 @@ def test_what_is_expected_does_not_break_it(url: str, tmp_path: Path) -> None:
 
 
 def test_a_budget(url: str) -> None:
-    ended = run(url, "--only", "models/*", "--only", "chat/answers", "--budget", "3:0")
+    ended = run(url, "--only", "models/*", "--only", "chat/answers", "--budget", "9:64")
     assert ended.exit_code == 0
-    assert "3 cases: 3 requests, at most 0 tokens" in ended.stdout
+    assert "3 cases: 9 requests, at most 64 tokens" in ended.stdout
     assert "6 not run: beyond the budget" in ended.stdout
     assert "conforms: 3 passed, 6 not run" in ended.stdout
+
+
+OPEN = ("--only", "models/list", "--only", "chat/top_k-limits")
+
+
+def test_what_cannot_be_judged_leaves_no_verdict(url: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    ended = run(url, *OPEN, "--prompt", "open=ha ha ha ha ", "--json", path)
+    assert (ended.exit_code, ended.stderr) == (2, "")
+    assert "no verdict: 1 passed, 1 not judged" in ended.stdout
+    assert "1 not judged: no prompt was found that is open/chat for this model" in ended.stdout
+    found = json.loads(path.read_text())
+    assert (found["verdict"], found["conforms"]) == ("no verdict", False)
+    known = baseline(tmp_path, "models/list")
+    ended = run(url, *OPEN, "--prompt", "open=ha ha ha ha ", "--baseline", known)
+    assert (ended.exit_code, ended.stderr) == (1, "")
+
+
+def test_a_prompt_of_the_users_own(url: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    own = ("--prompt", "open=1 + 1 = what?", "--prompt", "short=Hello!")
+    assert run(url, *OPEN, *own, "--json", path).exit_code == 0
+    assert json.loads(path.read_text())["facts"]["prompts"] == {"open/chat": "1 + 1 = what?"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "--base-url"), ("compare", "--a", "hosted-stack", "--b")], ids=str
+)
+def test_a_url_with_credentials_is_not_asked(url: str, arguments: tuple[str, ...]) -> None:
+    ended = conform(*arguments, url.replace("http://", "http://ada:hidden@"))
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith("tenuto conform: the base URL holds credentials")
+    assert "hidden" not in ended.output
 
 
 @pytest.mark.parametrize(
@@ -98,6 +131,10 @@ def test_a_budget(url: str) -> None:
         (("--budget", "cheap"), "--budget is REQUESTS or REQUESTS:TOKENS, not 'cheap'"),
         (("--budget", "1:many"), "--budget is REQUESTS or REQUESTS:TOKENS, not '1:many'"),
         (("--budget", "0"), "the budget allows no case"),
+        (("--budget", "6"), "the budget allows no case"),
+        (("--prompt", "open"), "--prompt is NAME=TEXT, the name one of "),
+        (("--prompt", "open="), "--prompt is NAME=TEXT, the name one of "),
+        (("--prompt", "any=Hi"), "--prompt is NAME=TEXT, the name one of "),
         (("--baseline", "nowhere.yaml"), "cannot read the baseline nowhere.yaml"),
         (
             ("--only", "models/list", "--json", "no/such/directory"),

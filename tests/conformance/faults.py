@@ -3,6 +3,7 @@ one way each."""
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PREFIX = "/faults/"
+# How much longer than it was waited for, the rest of an edited stream takes.
+PACE = 2.5
 DONE = "[DONE]"
 DATA = "data: "
 Headers = list[tuple[bytes, bytes]]
@@ -46,7 +49,8 @@ FramesHook = Callable[[list[str]], list[str]]
 @dataclass(frozen=True)
 class Fault:
     """`response` sees every answer whole, and of a streamed one what `frames` made of its events
-    (without the empty lines between them). Only requests whose path holds `path_part` are wrong."""
+    (without the empty lines between them); `holds_back` sends such a stream in one piece. Only
+    requests whose path holds `path_part` are wrong."""
 
     id: str
     why: str
@@ -54,6 +58,7 @@ class Fault:
     response: Hook | None = None
     frames: FramesHook | None = None
     shield_disconnect: bool = False
+    holds_back: bool = False
     path_part: str = ""
 
     @property
@@ -102,10 +107,12 @@ class _Buffer:
         self._send = send
         self._exchange = exchange
         self._fault = fault
+        self._began = 0.0
 
     async def send(self, message: Message) -> None:
         exchange = self._exchange
         if message["type"] == "http.response.start":
+            self._began = time.monotonic()
             exchange.status = message["status"]
             exchange.answer_headers = list(message.get("headers", ()))
             return
@@ -120,7 +127,19 @@ class _Buffer:
         await self._send(
             {"type": "http.response.start", "status": exchange.status, "headers": headers}
         )
-        await self._send({"type": "http.response.body", "body": exchange.answer})
+        await self._send_body(exchange)
+
+    async def _send_body(self, exchange: Exchange) -> None:
+        """A stream keeps its pace, so that no fault is also that of holding it back."""
+        first, rest = exchange.answer, b""
+        if exchange.streamed and not self._fault.holds_back:
+            first, mark, rest = first.partition(b"\n\n")
+            first += mark
+            if rest:
+                await self._send({"type": "http.response.body", "body": first, "more_body": True})
+                await asyncio.sleep(PACE * (time.monotonic() - self._began))
+                first = rest
+        await self._send({"type": "http.response.body", "body": first})
 
 
 def only(path_part: str, fault: Fault) -> Fault:

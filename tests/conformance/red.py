@@ -29,7 +29,7 @@ RECORDED = Path(__file__).with_name("red.yaml")
 REJECTING = "Midnight-Miqu-70B-v1.5"
 # Random answers make some cases red now and then; they are marked with this in the recording.
 SOMETIMES = "~"
-NUM_RECORDED_RUNS = 3
+NUM_RECORDED_RUNS = 2
 # With these nearly every answer is random; what is red by design is so always.
 CERTAIN = {"ignores-temperature": ("temperature-", "names-temperature", "greedy-n")}
 

@@ -16,7 +16,13 @@ from tenuto.conformance.cases import Way, all_cases, selected
 from tenuto.conformance.exchange import Request
 from tenuto.conformance.facts import Facts, candidates
 
-FACTS = Facts("own/model", "rejecting", prompts={"open/chat": "Chat?", "open/completions": "Go on"})
+FOUND = {
+    "open/chat": "Chat?",
+    "open/completions": "Go on",
+    "stop/chat": "red",
+    "stop/completions": "go",
+}
+FACTS = Facts("own/model", "rejecting", context=3, ids=(7, 8), prompts=FOUND)
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
@@ -48,7 +54,8 @@ def test_each_way_has_its_body(way: Way, path: str, prompt: dict[str, Any]) -> N
 
 def test_a_prompt_that_was_not_chosen_is_the_first_candidate() -> None:
     assert body({"ask": "echoing"})["prompt"] == candidates("echoing")[0]
-    assert body({})["prompt"] == candidates("short")[0]
+    assert body({})["prompt"] == candidates("any")[0]
+    assert body({}) == body({"ask": "any"})
     with pytest.raises(KeyError):
         body({"ask": "nothing"})
 
@@ -147,7 +154,13 @@ def test_building_leaves_the_case_as_it_is() -> None:
         ({"repeat": "ab", "times": 0}, ""),
         ({"repeat": [1], "times": 2}, [[1], [1]]),
         ({"repeat": {"a": "{model}"}, "times": 2}, [{"a": "own/model"}] * 2),
-        ({"repeat": "ab", "times": "many"}, {"repeat": "ab", "times": "many"}),
+        ({"repeat": "ab", "times": "context"}, "ababab"),
+        ({"repeat": [1], "times": "context"}, [[1]] * 3),
+        # A token id of its own is a number; as the name of a field, and in a text, it cannot be.
+        ("{id_a}", 7),
+        ({"{id_a}": ["{id_b}"]}, {"7": [8]}),
+        ("{id_a} {id_b}", "7 8"),
+        ("{stop}", ""),
         ([{"a": ["{model}", {"repeat": "x", "times": 2}]}], [{"a": ["own/model", "xx"]}]),
         (1.5, 1.5),
         (None, None),
@@ -156,6 +169,17 @@ def test_building_leaves_the_case_as_it_is() -> None:
 )
 def test_filling(value: Any, expected: Any) -> None:
     assert filled(value, FACTS) == expected
+
+
+def test_the_stop_text_is_the_endpoints() -> None:
+    stops: dict[Way, str] = {"chat-stream": "red", "completions": "go", "chat": "red"}
+    for way, stop in stops.items():
+        assert filled({"stop": ["zzz", "{stop}"]}, FACTS, way) == {"stop": ["zzz", stop]}
+        assert body({"stop": "{stop}"}, way)["stop"] == stop
+
+
+def test_what_nobody_told_repeats_nothing() -> None:
+    assert filled({"repeat": "ab", "times": "context"}, Facts("m")) == ""
 
 
 def test_a_model_that_is_not_there_has_a_name_nobody_has() -> None:

@@ -14,7 +14,7 @@ from tenuto.conformance import cases
 from tenuto.conformance.building import RUNNERS, requests_of
 from tenuto.conformance.cases import LEVELS, Case, CaseError, Way, all_cases, selected, sources
 from tenuto.conformance.checks.registry import ACROSS, EACH
-from tenuto.conformance.facts import Facts, candidates
+from tenuto.conformance.facts import SUITS, Facts, candidates
 
 ALL = all_cases()
 WAYS = set(get_args(Way))
@@ -38,7 +38,7 @@ def named_in(check: str, wanted: Any) -> set[str]:
     if isinstance(wanted, list):
         return {*wanted}
     names: set[str] = set()
-    for key in ("probe", "samples", "singles", "best", "full", "cut"):
+    for key in ("probe", "samples", "singles", "best", "full", "cut", "plain", "shown", "hidden"):
         value = wanted.get(key, [])
         names |= {value} if isinstance(value, str) else {*value}
     return names
@@ -114,13 +114,26 @@ def test_nothing_of_a_request_is_misspelt() -> None:
     for case in ALL:
         for spec in case.send.values():
             assert spec.get("http", {}).keys() <= http, case.id
-            assert candidates(spec.get("ask", "short")), case.id
+            assert candidates(spec.get("ask", "any")), case.id
 
 
 def test_needs_are_facts() -> None:
     assert all(hasattr(Facts(), need) for case in ALL for need in case.needs)
     asks = ids(c for c in ALL if "{rejecting_model}" in str(c.send))
     assert ids(c for c in ALL if "rejecting_model" in c.needs) == asks
+
+
+def test_a_case_asks_for_what_has_to_be_found() -> None:
+    """Else it would be tried with a prompt that says nothing."""
+    for case in ALL:
+        endpoint = (case.way or "").removesuffix("-stream")
+        named = {s["ask"] for s in case.send.values() if "ask" in s}
+        assert named <= SUITS.keys(), case.id
+        assert case.asks == {f"{name}/{endpoint}" for name in named}
+        if "{stop}" in str(case.send):
+            assert f"short/{endpoint}" in case.asks, case.id
+        if "'context'" in str(case.send):
+            assert "context" in case.needs, case.id
 
 
 def test_every_documented_sentence_has_its_case() -> None:

@@ -1,14 +1,15 @@
 """Each check turns on exactly what it is for: the least that breaks it, and what does not."""
 
 import json
-import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tenuto.conformance.checks import judge
 from tenuto.conformance.checks.registry import ACROSS, EACH
-from tenuto.conformance.checks.sampling import TOLERANCE_NATS
-from tenuto.conformance.exchange import Broken, Exchange, Request
+from tenuto.conformance.exchange import Broken, Exchange, Request, Unsuitable
 
 ASKED = Request("POST", "/v1/completions", {"stream": False})
 STREAMED = Request("POST", "/v1/chat/completions", {"stream": True})
@@ -35,12 +36,18 @@ def delta(index: int = 0, finish: str | None = None, **said: Any) -> dict[str, A
     return {"choices": [{"index": index, "delta": said, "finish_reason": finish}]}
 
 
-def drawn(*tokens: str, values: float = -1.0, top: dict[str, float] | None = None) -> Exchange:
-    """One choice for each token, its first; `top` are the alternatives that are shown."""
+def drawn(
+    *tokens: str,
+    values: float = -1.0,
+    top: dict[str, float] | None = None,
+    text: str | None = None,
+) -> Exchange:
+    """One choice for each token, its first; `top` are the alternatives that are shown, `text` is
+    another one than the token's."""
     rows = [
         {
             "index": i,
-            "text": token,
+            "text": token if text is None else text,
             "logprobs": {
                 "tokens": [token],
                 "token_logprobs": [values],
@@ -52,13 +59,26 @@ def drawn(*tokens: str, values: float = -1.0, top: dict[str, float] | None = Non
     return whole({"choices": rows, "usage": {"completion_tokens": len(tokens), "prompt_tokens": 2}})
 
 
+def in_parts(*parts: list[int] | None, likelihoods: tuple[float, float] = (-1, -2)) -> Exchange:
+    """An é whose tokens are parts of it: they have one text, and so have their alternatives."""
+    half = "\ufffd"
+    top = [{"token": half, "logprob": value} for value in likelihoods]
+    entries = [{"token": half, "logprob": -1, "bytes": b, "top_logprobs": top} for b in parts]
+    choice = {"index": 0, "message": {"content": "é"}, "logprobs": {"content": entries}}
+    return whole({"choices": [choice], "usage": {"completion_tokens": 2, "prompt_tokens": 2}})
+
+
+def timed(first_s: float | None, elapsed_s: float) -> Exchange:
+    return replace(stream(TEXT), first_s=first_s, elapsed_s=elapsed_s)
+
+
 def with_ids(*token_ids: int, prompt: list[Any] | None = None) -> Exchange:
     """Of an answer of two tokens to two."""
     choice = {"index": 0, "text": "", "token_ids": token_ids, "prompt_logprobs": prompt}
     return whole({"choices": [choice], "usage": {"completion_tokens": 2, "prompt_tokens": 2}})
 
 
-def refusal(message: str = "no", code: str = "400", status: int = 400, **more: Any) -> Exchange:
+def refusal(message: str = "no", code: Any = "400", status: int = 400, **more: Any) -> Exchange:
     error = {"message": message, "type": None, "param": None, "code": code, **more}
     return whole({"error": error}, status)
 
@@ -81,12 +101,13 @@ EACH_ROWS: list[Each] = [
     ("header", {"allow": None}, whole({}), whole({}, headers={"allow": ""})),
     ("lacks", ["sk-[a-z]{3}", "x"], whole("sk-ab"), whole("sk-abc")),
     ("lacks", ["x", "sk-"], whole("text" * 0), whole("sk-")),
-    ("error", {}, refusal(), refusal(code="404")),
-    ("error", {}, refusal(), refusal(status=404, code="404")),
-    ("error", {"status": [400, 404]}, refusal(status=404, code="404"), refusal(status=500)),
+    ("error", {}, refusal(code="404"), refusal(status=404)),
+    ("error", {"status": [400, 404]}, refusal(status=404), refusal(status=500)),
+    ("error", {"code": "400"}, refusal(), refusal(code="404")),
     ("error", {"param": None}, refusal(), refusal(param="n")),
     ("error", {}, refusal(), whole({"error": "no"}, 400)),
-    ("error", {}, refusal(), refusal(code=400)),  # type: ignore[arg-type]
+    ("error", {}, refusal(code=400), refusal(code=[400])),
+    ("error", {}, refusal(code=None), refusal(message="")),
     ("error", {}, refusal(), Exchange(ASKED, 400, {}, refusal().text)),
     ("message", "^a-b$", refusal("a\N{EN DASH}b"), refusal("a\N{EM DASH}b")),
     ("message", "a.*c", refusal("a\nc"), refusal("c a")),
@@ -94,8 +115,9 @@ EACH_ROWS: list[Each] = [
     ("body", {"a": {"0": 1}}, whole({"a": [1, 2]}), whole({"a": [2, 1]})),
     ("body", {"a": [{"b": 1}]}, whole({"a": [{"b": 1, "c": 2}]}), whole({"a": [{"b": 1}] * 2})),
     ("body", {"a": {}}, whole({"a": {}}), whole({"b": {}})),
-    ("listed", True, whole({"data": [{"id": "a"}]}), whole({"data": [{"id": "a"}] * 2})),
-    ("listed", True, whole({"data": [{"id": "a"}]}), whole({"data": []})),
+    ("body", {"a": {}}, whole({"a": {}}), whole({"a": "text"})),
+    ("unique_ids", True, whole({"data": [{"id": "a"}]}), whole({"data": [{"id": "a"}] * 2})),
+    ("unique_ids", True, whole({"data": [{"id": "a"}]}), whole({"data": []})),
     ("choices", 2, says("a", "b"), says("a")),
     ("finish", "stop", says("a"), drawn("a")),
     ("finish", "stop", stream(TEXT, END), stream(TEXT, END, END)),
@@ -115,6 +137,7 @@ EACH_ROWS: list[Each] = [
         drawn("a", top={"a": -1, "b": -2}),
         drawn("a", values=0.5, top={"a": -1}),
     ),
+    ("logprobs", {"top": 2}, in_parts([195], [169]), in_parts([195])),
     ("token_ids", True, with_ids(7, 8), with_ids(7)),
     ("prompt_logprobs", True, with_ids(7, prompt=[None, 1]), with_ids(7, prompt=[None])),
     ("prompt_logprobs", True, with_ids(7, prompt=[None, 1]), with_ids(7)),
@@ -128,7 +151,16 @@ EACH_ROWS: list[Each] = [
         drawn("a", top={"a": -1, "b": -2}),
         drawn("a", top={"a": -1, "b": -0.5}),
     ),
+    (
+        "greedy_is_likeliest",
+        True,
+        in_parts([195], [169], likelihoods=(-1, -1.5)),
+        in_parts([195], [169], likelihoods=(-0.5, -1)),
+    ),
     ("entry_tokens", True, drawn("a"), says("a")),
+    ("entry_tokens", True, drawn(" a"), drawn("a b", text="ab")),
+    ("entry_tokens", True, in_parts([195], [169]), in_parts([195], [168])),
+    ("entry_tokens", True, drawn("é"), in_parts([195], None)),
     ("event_stream", True, stream(TEXT), says("a")),
     ("done_last", True, stream(TEXT), stream(TEXT, done=0)),
     ("done_last", True, stream(TEXT), stream(TEXT, done=2)),
@@ -147,6 +179,8 @@ EACH_ROWS: list[Each] = [
     ("usage_chunk", "none", stream(TEXT | {"usage": None}), stream(TEXT, USAGE)),
     ("one_identity", ["id"], stream({"id": 1}, {"id": 1}), stream({"id": 1}, {"id": 2})),
     ("one_identity", ["id"], stream({"id": 1}), stream({"id": 1}, {})),
+    ("begins_early", 0.5, timed(0.4, 1), timed(0.5, 1)),
+    ("begins_early", 0.5, timed(0.1, 1), timed(None, 1)),
     ("many_chunks", 2, stream(TEXT, TEXT), stream(TEXT, delta(content=""))),
     (
         "text_in_every_chunk",
@@ -163,6 +197,13 @@ EACH_ROWS: list[Each] = [
     ("empty_text", False, says("a"), says("a", "")),
     ("whole_characters", True, says("naïve"), says("na\ufffdve é")),
     ("whole_characters", True, says("é"), says("naive")),
+    ("whole_characters", True, says("\N{GRINNING FACE}"), says("\ud83d é")),
+    (
+        "whole_characters",
+        True,
+        stream(delta(content="\N{GRINNING FACE}")),
+        stream(delta(content="é \ud83d"), delta(content="\ude00")),
+    ),
     (
         "whole_characters",
         True,
@@ -231,82 +272,6 @@ def test_connections() -> None:
         ACROSS["same_connection"]({"a": one, "b": one, "c": two}, ["a", "b", "c"])
 
 
-# By probability: a 0.4, b 0.3, c 0.2, d 0.1.
-SHOWN = {token: math.log(p) for token, p in {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}.items()}
-NEAR, BEYOND = TOLERANCE_NATS * 0.9, TOLERANCE_NATS * 1.1
-
-
-def inside(tokens: str, limit: dict[str, float], shown: dict[str, float] = SHOWN) -> None:
-    probe = drawn("a", top=shown)
-    exchanges = {"probe": probe, "s1": drawn(*tokens), "s2": drawn("a", "a")}
-    ACROSS["inside"](exchanges, {"probe": "probe", "samples": ["s*"], **limit})
-
-
-@pytest.mark.parametrize(
-    ("limit", "allowed"),
-    [
-        ({"top_k": 1}, "a"),
-        ({"top_k": 3}, "abc"),
-        ({"top_p": 0.3}, "a"),
-        ({"top_p": 0.6}, "ab"),
-        ({"top_p": 0.95}, "abcd"),
-        ({"min_p": 0.7}, "ab"),
-        ({"min_p": 0.4}, "abc"),
-        # The limit may be of probabilities before the temperature, or after it.
-        ({"min_p": 0.7, "temperature": 2}, "abc"),
-        ({"min_p": 0.7, "temperature": 0.5}, "ab"),
-    ],
-)
-def test_inside_a_limit(limit: dict[str, float], allowed: str) -> None:
-    inside(allowed, limit)
-    for token in set("abcdz") - {*allowed}:
-        with pytest.raises(Broken, match=f'1 of the drawn tokens .* \\["{token}"\\] not in'):
-            inside(allowed + token, limit)
-
-
-@pytest.mark.parametrize("limit", [{"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.7}])
-def test_rounding_may_put_a_token_inside(limit: dict[str, float]) -> None:
-    """Of the least likely token that is allowed, or of the limit itself."""
-    floor = SHOWN["b"] if "min_p" not in limit else SHOWN["a"] + math.log(0.7)
-    inside("c", limit, SHOWN | {"c": floor - NEAR})
-    with pytest.raises(Broken):
-        inside("c", limit, SHOWN | {"c": floor - BEYOND})
-
-
-def test_what_cannot_be_told_is_no_pass() -> None:
-    wanted = {"probe": "p", "samples": ["s"], "top_k": 1}
-    with pytest.raises(Broken, match=r"make up 1\.00, less than top_p 1\.5"):
-        inside("a", {"top_p": 1.5})
-    with pytest.raises(Broken, match="no top log-probabilities"):
-        ACROSS["inside"]({"p": says("a"), "s": drawn("a")}, wanted)
-    with pytest.raises(Broken, match="no log-probabilities"):
-        ACROSS["inside"]({"p": drawn("a", top={"a": -1.0}), "s": says("a")}, wanted)
-
-
-@pytest.mark.parametrize(("num_below", "is_fine"), [(0, True), (2, True), (3, False), (5, False)])
-def test_the_best_are_likelier(num_below: int, is_fine: bool) -> None:
-    singles = {f"single{i}": drawn("a", "b", values=-float(i)) for i in range(1, 4)}
-    values = [-2.1] * num_below + [-2.0] * (5 - num_below)
-    best = {f"best{i}": drawn("a", "z", values=value) for i, value in enumerate(values)}
-    wanted = {"singles": ["single*"], "best": ["best*"], "misses": 2}
-    if is_fine:
-        ACROSS["likelier"](singles | best, wanted)
-    else:
-        with pytest.raises(
-            Broken, match=f"{num_below} of 5 best candidates .* of 6 single samples"
-        ):
-            ACROSS["likelier"](singles | best, wanted)
-
-
-def test_richer_counts_tokens_where_there_are_some() -> None:
-    """The words are a last resort."""
-    repeats = drawn("aa bb cc", values=-1.0)
-    various = says("dd ee")
-    ACROSS["richer"]({"a": repeats, "b": various}, ["a", "b"])
-    with pytest.raises(Broken, match="do not rise"):
-        ACROSS["richer"]({"a": various, "b": repeats}, ["a", "b"])
-
-
 def test_spread_counts_all_choices() -> None:
     exchanges = {"s1": says("a", "b"), "s2": says("b", "c")}
     ACROSS["spread"](exchanges, {"samples": ["s*"], "at_least": 3})
@@ -341,6 +306,71 @@ def test_cut_at_the_first_stop(full: str, cut: str, words: str | None) -> None:
     else:
         with pytest.raises(Broken, match=words):
             ACROSS["cut_at"](exchanges, wanted)
+
+
+@pytest.mark.parametrize(
+    ("shown", "hidden", "words"),
+    [
+        ("one two<|end|> three", "one two three", None),
+        ("one two</s>", "one two", None),
+        ("one two [INST] x", "one two x", None),
+        ("one two three", "one two three", "no special token is shown"),
+        # One of the answer itself says nothing of those that are skipped.
+        ("one <b> two", "one", None),
+        ("one two", "one two", "no special token is shown"),
+        ("one two<|end|>", "one two<|end|>", "<|end|> is not skipped"),
+        ("one two<|end|>", "", "the text is empty"),
+    ],
+)
+def test_what_is_hidden_is_revealed(shown: str, hidden: str, words: str | None) -> None:
+    exchanges = {"p": says("one two"), "s": says(shown), "h1": says("one two"), "h2": says(hidden)}
+    wanted = {"plain": "p", "shown": "s", "hidden": ["h*"]}
+    if words is None:
+        ACROSS["reveals"](exchanges, wanted)
+    else:
+        with pytest.raises(Broken, match=re.escape(words)):
+            ACROSS["reveals"](exchanges, wanted)
+
+
+def test_a_token_of_the_plain_answer_reveals_nothing() -> None:
+    exchanges = {"p": says("a <b> c"), "s": says("a <b> c d"), "h": says("a <b> c d")}
+    with pytest.raises(Broken, match="no special token is shown"):
+        ACROSS["reveals"](exchanges, {"plain": "p", "shown": "s", "hidden": ["h"]})
+
+
+@pytest.mark.parametrize("others", [[], ["b"]])
+def test_what_a_model_cannot_show_breaks_nothing(others: list[str]) -> None:
+    """Not even under the name of one of several answers."""
+    exchanges = dict.fromkeys(["a", *others], says("naive"))
+    with pytest.raises(Unsuitable, match="the text is ASCII alone"):
+        judge("x/y", [{"whole_characters": True}], exchanges)
+    with pytest.raises(Broken) as caught:
+        judge("x/y", [{"whole_characters": True}], dict.fromkeys(exchanges, says("\ufffd")))
+    assert not isinstance(caught.value, Unsuitable)
+
+
+@pytest.mark.parametrize(
+    ("check", "wanted"),
+    [
+        ("schema", "chat-chunk"),
+        ("usage_chunk", "none"),
+        ("text_in_every_chunk", True),
+        ("one_identity", ["id"]),
+        ("one_finish_each", 0),
+        ("choices", 0),
+    ],
+)
+@pytest.mark.parametrize("text", ["", "data: {}", "data: [DONE]\n\n", ": ping\n\n", "{}"])
+def test_a_stream_without_a_chunk_is_none(check: str, wanted: Any, text: str) -> None:
+    """Nothing wrong is in it, and nothing right."""
+    with pytest.raises(Broken):
+        EACH[check](Exchange(STREAMED, 200, {}, text), wanted)
+
+
+def test_an_error_of_null_is_none() -> None:
+    EACH["says"](stream(TEXT | {"error": None}), "a")
+    with pytest.raises(Broken, match="the stream ended with an error"):
+        EACH["says"](stream(TEXT, {"error": {"message": "no"}}), "a")
 
 
 def test_running() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -162,8 +162,24 @@ async def test_who_left_and_who_waited_is_kept(tmp_path: Path) -> None:
     await recording.send(busy)
     again = Recording.open(recording.save(FACTS))
     assert (await again.send(CHAT)).left
+    assert not (await again.send(CHAT)).untried
     assert (await again.send(busy)).text == "x 1"
     assert again.requests["GET /metrics"] == busy
+
+
+async def test_what_the_checks_read_is_kept(tmp_path: Path) -> None:
+    """When a stream began, over which connection it came, and whether it was asked for at all."""
+    streamed = Request("POST", "/v1/completions", {"stream": True})
+    kept = Exchange(streamed, 200, text="data: {}\n\n", elapsed_s=2.5, first_s=0.25, connection=7)
+    limited = Exchange(GET, 429, text="{}", elapsed_s=9, untried=True)
+
+    class Fixed(Canned):
+        async def send(self, request: Request, leave: asyncio.Event | None = None) -> Exchange:
+            return limited if request == GET else kept
+
+    recording = await recorded(tmp_path, Fixed(), streamed, GET)
+    assert await recording.send(streamed) == kept
+    assert await recording.send(GET) == replace(limited, elapsed_s=0)
 
 
 async def test_one_connection_is_recorded_too(tmp_path: Path) -> None:
@@ -334,11 +350,20 @@ def test_generated_text_is_otherwise_the_models(text: str, scrubbed: str) -> Non
     assert scrubbed in written(failed, status=200)["text"]
 
 
+@pytest.mark.parametrize("path", ["/v1/model/info", "/model/info", "/metrics"])
+def test_what_is_meant_for_the_owner_names_no_host(path: str) -> None:
+    text = "at http://gpu7.own.test:8000/v1, HTTPS://own.test and www.own.test"
+    scrubbed = "at http://<host>/v1, HTTPS://<host> and www.own.test"
+    assert written(text, Request("GET", path), 200)["text"] == scrubbed
+    assert "gpu7.own.test" in written(text, GET, 200)["text"]
+
+
 def test_only_known_headers_are_kept() -> None:
     kept = {
         "access-control-allow-origin": "*",
         "cache-control": "no-cache",
         "retry-after": "1",
+        "x-request-id": "req-1",
         "x-ratelimit-limit": PRIVATE_KEY,
     }
     others = {"server": "x", "set-cookie": "x", "x-litellm-call-id": "x", "date": "x"}

@@ -14,7 +14,7 @@ from tenuto.conformance.cases import Case, CaseError, all_cases, selected
 from tenuto.conformance.checks import judge, refused
 from tenuto.conformance.checks.registry import ACROSS, EACH
 from tenuto.conformance.exchange import Broken, Exchange, Request
-from tenuto.conformance.facts import Facts
+from tenuto.conformance.facts import SUITS, Facts
 from tenuto.conformance.run import (
     Cost,
     NotRecorded,
@@ -25,7 +25,9 @@ from tenuto.conformance.run import (
     run_cases,
 )
 
-FACTS = Facts("m", "rejecting", running_metric=True)
+ENDPOINTS = ("chat", "completions")
+PROMPTS = {f"{name}/{way}": "Hi" for name in (*SUITS, "stop") for way in ENDPOINTS}
+FACTS = Facts("m", "rejecting", running_metric=True, prompts=PROMPTS)
 SIMPLE = Case("own/a", None, "contract", "", "", "", (), False, {}, [])
 Script = Callable[[Request], str]
 
@@ -167,6 +169,63 @@ async def test_what_was_not_recorded_was_not_run() -> None:
     assert (result.outcome, result.message) == ("not run", "no such GET /b")
     assert [*result.exchanges] == ["a"]
     assert not result.breaks
+
+
+def asking(name: str) -> Case:
+    return case("chat/own", {"a": {"ask": name}}, {"status": 200}, way="chat-stream")
+
+
+async def test_without_its_prompt_a_case_is_not_judged() -> None:
+    sender = Scripted()
+    facts = replace(FACTS, prompts={"short/chat": "Hi", "open/completions": "Hi"})
+    result = await result_of(asking("open"), sender, facts)
+    assert (result.outcome, result.breaks) == ("not judged", False)
+    assert result.message == "no prompt was found that is open/chat for this model"
+    assert sender.heard == []
+    assert (await result_of(asking("short"), sender, facts)).outcome == "passed"
+    no_way = case("own/a", {"a": get("/x")})
+    assert (await result_of(no_way, sender, Facts("m"))).outcome == "passed"
+
+
+@dataclass
+class Impatient(Scripted):
+    """Has no answer to what is at `untried`: it was not sent, or is over a limit without an end."""
+
+    untried: str = "/b"
+
+    async def send(self, request: Request, leave: asyncio.Event | None = None) -> Exchange:
+        exchange = await super().send(request, leave)
+        if request.path == self.untried:
+            return replace(exchange, status=None, failure="not sent", untried=True)
+        return exchange
+
+
+async def test_what_was_not_tried_is_not_judged() -> None:
+    cases = [
+        case("own/a", {"a": get("/a")}, {"status": 400}),
+        case("own/b", {"b": get("/b")}),
+        case("own/both", {"a": get("/a"), "b": get("/b")}),
+    ]
+    results = await ran(cases, Impatient())
+    assert [r.outcome for r in results] == ["failed", "not judged", "not judged"]
+    assert [r.breaks for r in results] == [True, False, False]
+    assert results[2].message == "b: not sent"
+    assert [*results[2].exchanges] == ["a", "b"]
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+async def test_what_the_model_cannot_show_is_not_judged(names: str) -> None:
+    def script(request: Request) -> str:
+        return json.dumps({"choices": [{"index": 0, "text": texts[request.path]}]})
+
+    made = case("own/a", {n: get(f"/{n}") for n in names}, {"whole_characters": True})
+    texts = {"/a": "naïve", "/b": "naive"} if names == "ab" else {"/a": "naive"}
+    [result] = await ran([made], Scripted(script))
+    assert (result.outcome, result.breaks) == ("not judged", False)
+    assert "the text is ASCII alone" in result.message
+    texts["/a"] = "na\ufffdve"
+    [result] = await ran([made], Scripted(script))
+    assert (result.outcome, result.breaks) == ("failed", True)
 
 
 async def test_passed_and_failed() -> None:
@@ -317,5 +376,6 @@ async def test_garbage_of_a_whole_case() -> None:
     for text in ("", "null", "[" * 9999, '{"choices": [{"index": {}}]}', "data: {\n\n", "\x00"):
         sender = Scripted(lambda request, text=text: text)  # type: ignore[misc]
         for result in await ran(cases, sender):
-            assert result.outcome in ("passed", "failed")
+            needs_more = result.case.needs
+            assert result.outcome in ("passed", "failed") or needs_more
             assert result.message or result.outcome == "passed"

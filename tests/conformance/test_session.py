@@ -13,16 +13,25 @@ from rich.console import Console
 from tenuto.conformance import scrubbing, session
 from tenuto.conformance.cases import CaseError, all_cases, selected
 from tenuto.conformance.compare import Terms
+from tenuto.conformance.facts import SUITS
 from tenuto.conformance.recording import BUNDLED, Recording
 from tenuto.conformance.report.html import to_html
 from tenuto.conformance.report.json_report import to_json
 from tenuto.conformance.report.junit import to_junit
 from tenuto.conformance.report.terminal import print_report
 from tenuto.conformance.run import Cost, Result, cost_of
-from tenuto.conformance.session import Target, Wishes, check, compare, normalised, record
+from tenuto.conformance.session import (
+    Target,
+    Wishes,
+    check,
+    compare,
+    discovery_cost,
+    normalised,
+    record,
+)
 from tenuto.conformance.verdict import Report
 from tests.conformance.red import REJECTING, faulty_server
-from tests.conformance.test_misbehaving import JSON, http, raw
+from tests.conformance.test_misbehaving import JSON, NONSENSE, http, raw
 from tests.conformance.variants_asked import HONEST_KEY
 from tests.conftest import MODEL
 
@@ -59,6 +68,22 @@ async def test_a_base_url_is_met(honest: Target, end: str) -> None:
     assert (report.target, report.conforms) == (honest.base_url, True)
 
 
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "127.0.0.1:80", "ftp://a.test", "http://", "http:///v1", "http://a:b"]
+)
+def test_what_is_no_base_url(url: str) -> None:
+    with pytest.raises(CaseError, match=r"the base URL is http://HOST"):
+        normalised(url)
+
+
+@pytest.mark.parametrize("before", ["ada:secret@", "ada@", ":secret@", "@"])
+def test_a_base_url_holds_no_credentials(before: str) -> None:
+    """It stands in every report."""
+    with pytest.raises(CaseError, match="holds credentials") as caught:
+        normalised(f"https://{before}a.test/v1")
+    assert "secret" not in str(caught.value)
+
+
 async def test_a_run_is_reported(honest: Target) -> None:
     heard: list[Result] = []
     told: list[tuple[Cost, int]] = []
@@ -68,7 +93,8 @@ async def test_a_run_is_reported(honest: Target) -> None:
     assert {r.outcome for r in report.results} == {"passed"}
     assert sorted(r.case.id for r in heard) == sorted(r.case.id for r in report.results)
     assert told == [(report.cost, len(heard))]
-    assert report.cost == cost_of(selected(all_cases(), ONLY), report.facts)
+    cases = selected(all_cases(), ONLY)
+    assert report.cost == cost_of(cases, report.facts) + discovery_cost(cases)
     assert (report.conforms, report.rate_limited, report.elapsed_s > 0) == (True, 0, True)
 
 
@@ -77,8 +103,48 @@ async def test_what_is_learnt_of_the_server(honest: Target) -> None:
     assert (facts.model, facts.rejecting_model) == (MODEL, REJECTING)
     assert facts.running_metric
     assert facts.key
+    assert facts.context == 8192
+    # Tokens of a text, of which the toy has one for each letter.
+    assert {*facts.ids} <= {*b"Once upon a time"}
+    # Nothing is looked for that no case asks for.
+    assert facts.prompts == {}
+
+
+async def test_prompts_are_looked_for_where_a_case_asks(honest: Target) -> None:
+    facts = (await check(honest, Wishes(["chat/stop-list-of-four", "chat/top_k-limits"]))).facts
+    assert {*facts.prompts} == {"short/chat", "stop/chat", "open/chat"}
     ways = ("chat", "completions")
-    assert {*facts.prompts} == {f"{n}/{w}" for n in ("short", "open", "echoing") for w in ways}
+    report = await check(honest, Wishes(["*-spares-the-prompt", "*/top_k-limits", "*/stop-*"]))
+    assert {*report.facts.prompts} == {f"{n}/{w}" for n in (*SUITS, "stop") for w in ways}
+    assert report.conforms
+
+
+async def test_what_is_learnt_costs_no_more_than_told() -> None:
+    """Of a server of which nothing can be learnt: every prompt is tried."""
+    cases = [case for case in all_cases() if case.asks]
+    async with raw(NONSENSE["html"]) as running:
+        async with session.connected(Target(running.url, "sk-own"), cases) as (_, facts):
+            assert (facts.prompts, facts.context) == ({}, None)
+        assert len(running.received) == discovery_cost(cases).requests
+
+
+OPEN = ["models/list", "chat/top_k-limits"]
+
+
+async def test_a_prompt_of_the_users_own(honest: Target) -> None:
+    own = replace(honest, prompts={"open": "Tell me something else.", "short": "Hello!"})
+    report = await check(own, Wishes(OPEN))
+    assert report.facts.prompts == {"open/chat": "Tell me something else."}
+    assert report.conforms
+
+
+async def test_a_prompt_that_does_not_suit_leaves_no_verdict(honest: Target) -> None:
+    report = await check(replace(honest, prompts={"open": "ha ha ha ha "}), Wishes(OPEN))
+    assert [r.outcome for r in report.results] == ["passed", "not judged"]
+    assert report.results[1].exchanges == {}
+    assert report.verdict == "no verdict"
+    with pytest.raises(CaseError, match="no case could be tried: no prompt was found"):
+        await check(replace(honest, prompts={"open": "ha ha ha ha "}), Wishes(OPEN[1:]))
 
 
 async def test_what_the_owner_knows_better(honest: Target) -> None:
@@ -100,12 +166,14 @@ async def test_a_fault_is_found_where_it_is(faulty: Target) -> None:
 
 
 async def test_beyond_the_budget(honest: Target) -> None:
-    report = await check(honest, Wishes(["models/*", "*/answers"], Cost(3)))
+    only = ["models/*", "*/answers"]
+    budget = Cost(3) + discovery_cost(selected(all_cases(), only))
+    report = await check(honest, Wishes(only, budget))
     run = [r.case.id for r in report.results if r.outcome != "not run"]
     assert run == ["models/list", "models/list-names-each-once", "models/list-object"]
     assert {r.message for r in report.results if r.outcome == "not run"} == {"beyond the budget"}
     assert len(report.results) == 10
-    assert report.cost.fits(Cost(3))
+    assert report.cost == budget
     assert report.conforms
 
 
@@ -114,6 +182,8 @@ async def test_beyond_the_budget(honest: Target) -> None:
     [
         (Wishes(["nothing", "at/all"]), "no case matches nothing at/all"),
         (Wishes(["models/*"], Cost(0, 0)), "the budget allows no case"),
+        # What has to be learnt first takes six.
+        (Wishes(["models/*"], Cost(6, 999)), "the budget allows no case"),
         (Wishes(["models/*"], baseline=Path("nowhere.yaml")), "cannot read the baseline"),
     ],
 )
@@ -141,6 +211,19 @@ async def test_recorded_replayed_and_compared(
     assert {"chat/n-choices", "completions-stream/n-choices"} <= {f.request for f in other.failures}
 
 
+async def test_a_whole_run_is_replayed_with_the_same_outcomes(
+    honest: Target, tmp_path: Path
+) -> None:
+    target = replace(honest, rejecting_model=REJECTING)
+    run = await record(target, Wishes(parallel=8), tmp_path / "recorded", "")
+    again = await session.replay(tmp_path / "recorded", Wishes())
+    assert again.facts == run.facts
+    assert [(r.case.id, r.outcome, r.message) for r in again.results] == [
+        (r.case.id, r.outcome, r.message) for r in run.results
+    ]
+    assert (again.verdict, again.counts()) == ("conforms", {"passed": len(all_cases())})
+
+
 async def test_both_sides_are_asked_the_same(honest: Target) -> None:
     """Even when each by itself would suggest other prompts."""
     other = replace(honest, base_url=f"{honest.base_url}/faults/ignores-max_tokens")
@@ -156,7 +239,8 @@ async def test_what_the_budget_left_out_names_no_recorded_request(
     honest: Target, tmp_path: Path
 ) -> None:
     directory = tmp_path / "recorded"
-    await record(honest, Wishes(["models/*"], Cost(2)), directory, "")
+    budget = Cost(2) + discovery_cost([])
+    await record(honest, Wishes(["models/*"], budget), directory, "")
     recording = Recording.open(directory)
     assert recording.about.origin == honest.base_url
     named = {name for name in recording.requests if name.startswith("models/")}
@@ -211,7 +295,7 @@ async def test_a_key_that_is_repeated_is_in_no_report(where: str) -> None:
         answers = {
             "body": http(b'{"error": {"message": "%s"}}' % key, JSON, status="401 No"),
             "stream": http(b"data: %s\n\n" % key, "content-type: text/event-stream"),
-            "header": http(b"{}", JSON, "x-own: " + key.decode()),
+            "header": http(b"{}", JSON, "www-authenticate: " + key.decode()),
             "no-http": key + b"\r\n\r\n",
         }
         writer.write(answers[where])

@@ -111,19 +111,19 @@ def test_narrowing_leaves_the_likeliest(
 
 @pytest.mark.parametrize(
     ("narrow", "most"),
-    # The likeliest has 0.21, and each next one 0.79 of the one before.
-    [({"top_k": 3}, 3), ({"top_p": 0.5}, 3), ({"min_p": 0.5}, 3), ({}, 27)],
+    # The likeliest has 0.29, the second half as much, and each next one 0.79 of the one before.
+    [({"top_k": 3}, 3), ({"top_p": 0.5}, 3), ({"min_p": 0.5}, 2), ({}, 27)],
     ids=str,
 )
 def test_narrowing_leaves_as_many(toy: Running, narrow: dict[str, Any], most: int) -> None:
-    """Of 64 first tokens: those three are all seen, and no other."""
+    """Of 64 first tokens: those few are all seen, and no other."""
     found = [
         choice
         for seed in range(0, 64, 16)
         for choice in texts(toy, "chat", n=16, seed=seed, max_tokens=1, **narrow)
     ]
     seen = len(set(found))
-    assert seen == most if most == 3 else 8 < seen <= most
+    assert seen == most if narrow else 8 < seen <= most
 
 
 @each_endpoint

@@ -6,6 +6,8 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -76,14 +78,25 @@ async def test_what_a_server_does_is_said(name: str, request_: Request) -> None:
     [
         (http(b"<html>", "content-type: text/html"), GET, 200, "the answer is not JSON: "),
         (http(b'{"a": 1}', JSON), STREAM, 200, "is no server-sent event"),
-        (http(b"data: {", EVENTS), STREAM, 200, "an event of the stream is not JSON"),
+        (http(b"data: {\n\n", EVENTS), STREAM, 200, "an event of the stream is not JSON"),
+        (http(b"data: {}", EVENTS), STREAM, 200, "the stream has no chunks"),
+        (http(b"data: [DONE]\n\n", EVENTS), STREAM, 200, "the stream has no chunks"),
+        (http(b"", EVENTS), STREAM, 200, "the stream has no chunks"),
         (http(b"data: [1]\n\n", EVENTS), STREAM, 200, "is not an object"),
         (http(b"[" * 100_000, JSON), GET, 200, "the answer is not JSON: "),
-        (http(b"data: " + b"[" * 100_000, EVENTS), STREAM, 200, "of the stream is not JSON"),
+        (
+            http(b"data: %s\n\n" % (b"[" * 100_000), EVENTS),
+            STREAM,
+            200,
+            "of the stream is not JSON",
+        ),
         (http(b"", "location: /v1/", status="307 Moved"), GET, 307, "the answer is not JSON"),
         (http(b"", "location: http://[", status="302 Moved"), GET, 302, "the answer is not JSON"),
     ],
-    ids=["html", "no-stream", "half-event", "list", "deep", "deep-event", "moved", "nowhere"],
+    ids=[
+        *("html", "no-stream", "half-json", "half-event", "only-done", "no-event"),
+        *("list", "deep", "deep-event", "moved", "nowhere"),
+    ],
 )
 async def test_another_answer_than_was_wanted_is_kept(
     answer: bytes, request_: Request, status: int, complaint: str
@@ -95,6 +108,26 @@ async def test_another_answer_than_was_wanted_is_kept(
     assert answer.endswith(exchange.text.encode())
     with pytest.raises(Broken, match=complaint):
         assert exchange.chunks if exchange.is_stream else exchange.json
+
+
+async def test_an_event_that_no_blank_line_ends_is_none() -> None:
+    answer = http(b'data: {"a": 1}\r\n\r\n: ping\n\ndata: {"a": 2}\n', EVENTS)
+    async with asked(says(answer)) as (_, server):
+        assert (await server.send(STREAM)).chunks == [{"a": 1}]
+
+
+async def test_when_the_answer_began_is_noted() -> None:
+    async def begins(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(BEGUN)
+        await asyncio.sleep(0.1)
+        writer.write(b"0\r\n\r\n")
+
+    async with asked(begins) as (_, server):
+        exchange = await server.send(STREAM)
+    assert exchange.first_s is not None
+    assert 0 < exchange.first_s < 0.09 < exchange.elapsed_s
+    async with asked(says_and_stalls(b""), timeout_s=0.03) as (_, server):
+        assert (await server.send(STREAM)).first_s is None
 
 
 async def test_a_packed_answer_is_unpacked() -> None:
@@ -133,6 +166,18 @@ async def test_a_server_that_never_answers_is_given_up() -> None:
     assert set(failures[MAX_UNANSWERED:]) == {"not sent: 4 requests in a row got no whole answer"}
 
 
+@pytest.mark.parametrize(
+    ("name", "num_sent"),
+    # Those that close are asked twice; what cannot be read has been answered.
+    [("closes-at-once", 2 * 4), ("is-no-http", 2 * 4), ("is-not-gzip", 4), ("is-not-utf8", 6)],
+)
+async def test_whatever_fails_counts_but_the_unreadable(name: str, num_sent: int) -> None:
+    async with asked(MISBEHAVING[name][0]) as (running, server):
+        exchanges = [await server.send(GET) for _ in range(6)]
+        assert len(running.received) == num_sent
+    assert [e.untried for e in exchanges] == [False] * 4 + [name != "is-not-utf8"] * 2
+
+
 async def test_an_answer_ends_the_row() -> None:
     num_asked = 0
 
@@ -165,18 +210,30 @@ async def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("told", "waits_s"),
     [
+        ("7", 7),
         ("1.5", 1.5),
         ("0", 0.05),
         ("-7", 0.05),
         ("nan", 0.05),
         ("inf", MAX_RETRY_AFTER_S),
         ("86400", MAX_RETRY_AFTER_S),
-        ("Wed, 21 Oct 2026 07:28:00 GMT", 1),
-        ("", 1),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.05),
+        ("Wed, 21 Oct 2115 07:28:00 GMT", MAX_RETRY_AFTER_S),
+        ("soon", 4),
+        ("", 4),
     ],
 )
 def test_how_long_is_waited(told: str, waits_s: float) -> None:
-    assert retry_after_s({"retry-after": told}) == waits_s
+    assert retry_after_s({"retry-after": told}, 2) == waits_s
+
+
+def test_a_date_says_how_long() -> None:
+    then = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 28 < retry_after_s({"retry-after": then}, 0) <= 30
+
+
+def test_a_server_that_does_not_say_is_given_longer_each_time() -> None:
+    assert [retry_after_s({}, attempt) for attempt in (0, 1, 4, 9)] == [1, 2, 16, MAX_RETRY_AFTER_S]
 
 
 async def test_a_rate_limit_is_waited_for() -> None:
@@ -189,17 +246,26 @@ async def test_a_rate_limit_is_waited_for() -> None:
 async def test_a_rate_limit_without_an_end_is_the_answer() -> None:
     """After one request has waited in vain, no other does: a run of hundreds comes to its end."""
     async with asked(says(LIMIT)) as (running, server):
-        assert (await server.send(GET)).status == 429
+        exchange = await server.send(GET)
+        assert (exchange.status, exchange.untried) == (429, True)
         assert len(running.received) == 1 + MAX_RATE_LIMIT_WAITS
-        assert [(await server.send(GET)).status for _ in range(3)] == [429] * 3
+        others = [await server.send(GET) for _ in range(3)]
+        assert [(e.status, e.untried) for e in others] == [(429, True)] * 3
         assert len(running.received) == 1 + MAX_RATE_LIMIT_WAITS + 3
     assert server.patience.rate_limited == MAX_RATE_LIMIT_WAITS
 
 
-@pytest.mark.parametrize(("status", "header"), [(LIMITED, JSON), ("503 Busy", LIMITED_BRIEFLY)])
-async def test_other_refusals_are_not_waited_for(status: str, header: str) -> None:
-    async with asked(says(http(b"{}", header, status=status))) as (running, server):
-        assert str((await server.send(GET)).status) == status[:3]
+async def test_a_limit_that_names_no_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_RETRY_AFTER_S", 0.05)
+    async with asked(says(http(b"{}", JSON, status=LIMITED), http(b"[]"))) as (_, server):
+        exchange = await server.send(GET)
+    assert (exchange.status, exchange.untried, server.patience.rate_limited) == (200, False, 1)
+
+
+async def test_other_refusals_are_not_waited_for() -> None:
+    async with asked(says(http(b"{}", LIMITED_BRIEFLY, status="503 Busy"))) as (running, server):
+        exchange = await server.send(GET)
+        assert (exchange.status, exchange.untried) == (503, False)
         assert (len(running.received), server.patience.rate_limited) == (1, 0)
 
 

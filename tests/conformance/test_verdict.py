@@ -29,6 +29,18 @@ def test_a_server_conforms() -> None:
     assert report(result("a/b", "failed", level="observed")).conforms
 
 
+def test_a_must_that_cannot_be_judged_leaves_no_verdict() -> None:
+    unclear = result("a/b", "not judged")
+    made = report(result("a/c"), unclear)
+    assert (ids(made.unjudged), made.breaks, made.conforms) == (["a/b"], False, False)
+    assert made.verdict == "no verdict"
+    # Of what a server should do, nothing hangs on it.
+    assert report(result("a/b", "not judged", level="observed")).verdict == "conforms"
+    # What does not conform does not, whatever else is not known.
+    assert report(unclear, result("a/c", "failed")).verdict == "does not conform"
+    assert report(unclear, result("a/c"), expected={"a/c": "x"}).verdict == "does not conform"
+
+
 @pytest.mark.parametrize("level", ["documented", "contract"])
 def test_a_must_that_fails_breaks_it(level: str) -> None:
     failed = result("a/b", "failed", level="contract" if level == "contract" else "documented")
@@ -60,14 +72,16 @@ def test_an_expected_difference_is_no_warning() -> None:
 
 def test_counts_and_groups() -> None:
     made = mixed()
-    assert made.counts() == Counter({"passed": 2, "failed": 4, "not applicable": 1, "not run": 1})
+    assert made.counts() == Counter(
+        {"passed": 2, "failed": 4, "not applicable": 1, "not run": 1, "not judged": 1}
+    )
     assert made.counts([made.results[0].case, made.results[1].case]) == Counter(
         {"passed": 1, "failed": 1}
     )
     assert [(name, len(results)) for name, results in made.groups().items()] == [
         ("chat", 2),
         ("completions", 1),
-        ("models", 5),
+        ("models", 6),
     ]
 
 

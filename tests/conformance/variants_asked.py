@@ -47,6 +47,14 @@ def first_stop_alone(body: dict[str, Any]) -> None:
         body["stop"] = body["stop"][:1]
 
 
+def short_stops_alone(body: dict[str, Any]) -> None:
+    """As a server that looks for stop strings in single tokens."""
+    if isinstance(body.get("stop"), str):
+        body["stop"] = [body["stop"]]
+    if isinstance(body.get("stop"), list):
+        body["stop"] = [stop for stop in body["stop"] if len(stop) == 1]
+
+
 def first_prompt_alone(body: dict[str, Any]) -> None:
     if isinstance(body.get("prompt"), list):
         body["prompt"] = body["prompt"][0]
@@ -187,6 +195,7 @@ ASKED = [
     edits("counts-the-answer-alone", "repetition_penalty spares the prompt.", replaced_by_presence),
     edits("counts-the-prompt", "presence_penalty counts the prompt.", replaced_by_repetition),
     edits("returns-all-candidates", "best_of of them, not n.", all_candidates),
+    edits("short-stops-alone", "Stop strings of one character alone are found.", short_stops_alone),
     edits("first-stop-alone", "Of the stop strings the first.", first_stop_alone),
     edits(
         "no-text", "detokenize true is taken for false.", when("detokenize", True, detokenize=False)

@@ -107,6 +107,12 @@ def double_object(chunks: list[Any]) -> None:
 
 
 STREAMED = [
+    Fault(
+        "holds-streams-back",
+        "A stream comes in one piece, when it is whole.",
+        frames=edit_frames(lambda chunks: chunks),
+        holds_back=True,
+    ),
     streams("no-done", "[DONE] is missing.", lambda chunks: [c for c in chunks if c != DONE]),
     streams("done-twice", "[DONE] comes twice.", lambda chunks: [*chunks, DONE]),
     streams("no-role", "No delta says the role.", no_role),

@@ -14,6 +14,7 @@ from rich.console import Console
 from tenuto.conformance import session
 from tenuto.conformance.cases import CaseError
 from tenuto.conformance.compare import Terms
+from tenuto.conformance.facts import SUITS
 from tenuto.conformance.quirks import load_expected
 from tenuto.conformance.recording import BUNDLED
 from tenuto.conformance.report import comparison, terminal
@@ -48,6 +49,10 @@ Budget = Annotated[
     str | None,
     typer.Option(help="At most REQUESTS, or REQUESTS:TOKENS of prompts and answers together."),
 ]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=TEXT: a prompt that is open, short or echoing for this model."),
+]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds for each whole answer.")]
 Parallel = Annotated[int, typer.Option(min=1, help="Cases at a time.")]
 Baseline = Annotated[Path | None, typer.Option(help="YAML of what is expected to differ.")]
@@ -65,6 +70,7 @@ def run(
     only: Only = None,
     budget: Budget = None,
     baseline: Baseline = None,
+    prompt: Prompt = None,
     parallel: Parallel = 4,
     timeout: Timeout = 60,
     json: JsonFile = None,
@@ -73,11 +79,12 @@ def run(
 ) -> None:
     """Run the cases against a server."""
     with _verdict() as conclude:
-        target = Target(base_url, _key(api_key_env), model, rejecting_model, timeout)
+        key, prompts = _key(api_key_env), _prompts(prompt)
+        target = Target(base_url, key, model, rejecting_model, timeout, prompts)
         with _wishes(only, budget, baseline, parallel) as wishes:
             report = asyncio.run(session.check(target, wishes))
         _write(report, {json: to_json, junit: to_junit, html: to_html})
-        conclude(_shown(report))
+        _show(report, conclude)
 
 
 @app.command()
@@ -101,7 +108,7 @@ def record(
         target = Target(base_url, _key(api_key_env), model, rejecting_model, timeout)
         with _wishes(only, budget, None, parallel) as wishes:
             report = asyncio.run(session.record(target, wishes, directory, origin))
-        _shown(report)
+        terminal.print_report(_console(), report)
         conclude(True)
 
 
@@ -119,7 +126,7 @@ def replay(
         with _wishes(only, None, baseline, 1) as wishes:
             report = asyncio.run(session.replay(directory, wishes))
         _write(report, {json: to_json, junit: to_junit, html: to_html})
-        conclude(_shown(report))
+        _show(report, conclude)
 
 
 @app.command()
@@ -206,9 +213,19 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else LOG_COLUMNS)
 
 
-def _shown(report: Report) -> bool:
+def _show(report: Report, conclude: Callable[[bool], None]) -> None:
+    """Where a must could not be judged, and nothing failed, there is no verdict."""
     terminal.print_report(_console(), report)
-    return report.conforms
+    if report.breaks or report.conforms:
+        conclude(report.conforms)
+
+
+def _prompts(given: Sequence[str] | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given or ()]
+    for name, _, text in pairs:
+        if name not in SUITS or not text:
+            raise CaseError(f"--prompt is NAME=TEXT, the name one of {', '.join(SUITS)}: {name!r}")
+    return {name: text for name, _, text in pairs}
 
 
 def _side(where: str, variable: str | None, model: str | None, timeout: float) -> Target | Path:

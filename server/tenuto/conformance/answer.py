@@ -18,15 +18,17 @@ UNREADABLE = (
 
 @dataclass
 class Choice:
-    """`tokens` and `logprobs` are the entries' own; `top` holds log-probabilities by token."""
+    """`tokens` and `logprobs` are the entries' own, `top` the alternatives of each: parts of
+    characters may have one text. `token_bytes` only chat has."""
 
     index: int
     text: str = ""
     reasons: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
+    token_bytes: list[list[int] | None] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    top: list[dict[str, float]] = field(default_factory=list)
+    top: list[list[tuple[str, float]]] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
 
@@ -59,11 +61,12 @@ class Choice:
         for entry in entries.get("content") or ():
             self.tokens.append(entry["token"])
             self.logprobs.append(entry["logprob"])
-            self.top.append({t["token"]: t["logprob"] for t in entry.get("top_logprobs") or ()})
+            self.token_bytes.append(entry.get("bytes"))
+            self.top.append([(t["token"], t["logprob"]) for t in entry.get("top_logprobs") or ()])
         self.tokens += entries.get("tokens") or ()
         # The first token of an echoed prompt has none.
         self.logprobs += [value or 0.0 for value in entries.get("token_logprobs") or ()]
-        self.top += [top or {} for top in entries.get("top_logprobs") or ()]
+        self.top += [list((top or {}).items()) for top in entries.get("top_logprobs") or ()]
         self.offsets += entries.get("text_offset") or ()
 
 
@@ -107,7 +110,7 @@ def _folded(parts: list[dict[str, Any]]) -> Answer:
     choices: dict[int, Choice] = {}
     usage: dict[str, Any] = {}
     for part in parts:
-        if "error" in part:
+        if part.get("error"):
             raise Broken(f"the stream ended with an error: {shortened(part)}")
         usage = part.get("usage") or usage
         for choice in part["choices"]:

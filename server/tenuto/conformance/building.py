@@ -24,9 +24,9 @@ def requests_of(case: Case, facts: Facts) -> dict[str, Request]:
 def request_of(spec: Mapping[str, Any], way: Way | None, facts: Facts) -> Request:
     """`http` says how it is sent; every other key is a field of the body."""
     http = dict(spec.get("http", {}))
-    fields = {key: filled(value, facts) for key, value in spec.items() if key != "http"}
+    fields = filled({key: value for key, value in spec.items() if key != "http"}, facts, way)
     method = next((method for method in METHODS if method in http), "post")
-    path = filled(http.pop(method, None), facts)
+    path = filled(http.pop(method, None), facts, way)
     path = path and path.replace("{endpoint}", ENDPOINTS.get(endpoint(way), ""))
     body = _asked(fields, way, facts) if way and not path else fields
     omitted = http.pop("omit", ())
@@ -36,7 +36,7 @@ def request_of(spec: Mapping[str, Any], way: Way | None, facts: Facts) -> Reques
         method.upper(),
         path or f"/v1/{ENDPOINTS[endpoint(way)]}",
         body or None,
-        **filled(how, facts),
+        **filled(how, facts, way),
     )
 
 
@@ -46,7 +46,7 @@ def endpoint(way: Way | None) -> str:
 
 def _asked(fields: dict[str, Any], way: Way, facts: Facts) -> dict[str, Any]:
     """A body of the way's endpoint; `ask` names one of the prompts."""
-    text = facts.prompt(fields.pop("ask", "short"), endpoint(way))
+    text = facts.prompt(fields.pop("ask", "any"), endpoint(way))
     if endpoint(way) == "chat":
         prompt: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
     else:
@@ -60,17 +60,24 @@ def _asked(fields: dict[str, Any], way: Way, facts: Facts) -> dict[str, Any]:
     return body
 
 
-def filled(value: Any, facts: Facts) -> Any:
-    """`{model}` and the like become the server's; `{repeat: X, times: N}` is written out."""
+def filled(value: Any, facts: Facts, way: Way | None = None) -> Any:
+    """`{model}` and the like become the server's; `{repeat: X, times: N}` is written out, `context`
+    times as many as the model's context has tokens."""
     match value:
+        case "{id_a}" | "{id_b}":
+            return int(facts.fill(value))
         case str():
-            return facts.fill(value)
-        case {"repeat": item, "times": int(times)}:
-            return (item if isinstance(item, str) else [filled(item, facts)]) * times
+            return facts.fill(value, endpoint(way))
+        case {"repeat": item, "times": times}:
+            count = facts.context or 0 if times == "context" else int(times)
+            return (item if isinstance(item, str) else [filled(item, facts, way)]) * count
         case dict():
-            return {key: filled(inner, facts) for key, inner in value.items()}
+            return {
+                facts.fill(key) if isinstance(key, str) else key: filled(inner, facts, way)
+                for key, inner in value.items()
+            }
         case list():
-            return [filled(item, facts) for item in value]
+            return [filled(item, facts, way) for item in value]
         case _:
             return value
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Level = Literal["documented", "contract", "observed"]
 Way = Literal["chat", "chat-stream", "completions", "completions-stream"]
-Need = Literal["rejecting_model", "running_metric", "key"]
+Need = Literal["rejecting_model", "running_metric", "key", "context"]
 LEVELS: tuple[Level, ...] = ("documented", "contract", "observed")
 
 
@@ -59,6 +59,13 @@ class Case:
     @property
     def group(self) -> str:
         return self.id.partition("/")[0]
+
+    @property
+    def asks(self) -> set[str]:
+        """The prompts, `name/endpoint`, that the model must have for this case."""
+        endpoint = (self.way or "").removesuffix("-stream")
+        names = {spec["ask"] for spec in self.send.values() if "ask" in spec}
+        return {f"{name}/{endpoint}" for name in names} if self.way else set()
 
     @property
     def is_must(self) -> bool:

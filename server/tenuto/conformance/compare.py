@@ -166,7 +166,7 @@ def _pairs(x: Result, y: Result) -> Iterator[Pair]:
 
 def _untried(x: Result, y: Result) -> str | None:
     for side, result in (("A", x), ("B", y)):
-        if result.outcome in ("not applicable", "not run"):
+        if result.outcome in ("not judged", "not applicable", "not run"):
             return f"{side}: {result.outcome}: {result.message}"
     return None
 

@@ -14,6 +14,10 @@ class Broken(Exception):
     """A requirement that an answer does not meet; the message is the report's."""
 
 
+class Unsuitable(Broken):
+    """The answer meets no requirement and breaks none: this model cannot show it."""
+
+
 @dataclass(frozen=True)
 class Request:
     """`body` is sent as JSON, `raw` as it stands, a byte for each character. `auth` says what
@@ -40,7 +44,8 @@ class Request:
 class Exchange:
     """`failure` says why there is no whole answer; `status` is None without any. Header names are
     in lower case. `connection` tells the connections of one run apart. `left`: the client went away
-    before the answer was whole, as the case wanted."""
+    before the answer was whole, as the case wanted. `untried`: the server was not asked, or asked
+    to wait again and again. `first_s` is when the first piece of the body came."""
 
     request: Request
     status: int | None = None
@@ -50,6 +55,8 @@ class Exchange:
     elapsed_s: float = 0.0
     connection: int = 0
     left: bool = False
+    untried: bool = False
+    first_s: float | None = None
 
     @property
     def is_stream(self) -> bool:
@@ -77,8 +84,11 @@ class Exchange:
 
     @cached_property
     def chunks(self) -> list[dict[str, Any]]:
-        """The parsed events of a stream, without `[DONE]`. Errors: `Broken`."""
-        return [parsed(event) for event in self.events if event != DONE]
+        """The parsed events of a stream, without `[DONE]`. Errors: `Broken`, also without any."""
+        chunks = [parsed(event) for event in self.events if event != DONE]
+        if not chunks:
+            raise Broken(f"the stream has no chunks: {shortened(self.text)}")
+        return chunks
 
     def require_whole(self) -> None:
         if self.failure is not None:
@@ -86,13 +96,14 @@ class Exchange:
 
 
 def events_in(text: str) -> Iterator[str]:
-    lines = text.replace("\r\n", "\n")
-    for block in lines.split("\n\n"):
+    """As browsers and OpenAI's client read them: one that no blank line ends is not an event."""
+    blocks = text.replace("\r\n", "\n").split("\n\n")
+    for number, block in enumerate(blocks, start=1):
         data = [line for line in block.split("\n") if line and not line.startswith(":")]
         if wrong := next((line for line in data if not line.startswith(SSE_FIELDS)), None):
             raise Broken(f"a line of the stream is no server-sent event: {shortened(wrong)}")
         values = [line[5:].removeprefix(" ") for line in data if line.startswith("data:")]
-        if values:
+        if values and number < len(blocks):
             yield "\n".join(values)
 
 

@@ -1,7 +1,8 @@
 """What the kit must know of a server before it asks: a model, prompts that suit it, its extras."""
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -20,31 +21,49 @@ REJECTING_MODELS = (
 )
 # A first token that is likelier than this says too little about how the server samples.
 MAX_OPEN_PROBABILITY = 0.75
-# Nearer than this, rounding or a temperature of 0.01 may choose the second best.
-MIN_OPEN_GAP_NATS = 0.25
+# Nearer than this, rounding or a temperature of 0.01 may choose the second best: logits between 16
+# and 32 are 0.125 apart in bfloat16.
+MIN_GAP_NATS = 0.6
+MIN_SHORT_TOKENS = 8
+STOP_LENGTH = 7
+# For a server that tells no ids: of most vocabularies ordinary tokens.
+USUAL_IDS = (5000, 5001)
+ENDPOINTS = ("chat", "completions")
 Send = Callable[[Request], Awaitable[Exchange]]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """`prompts` holds a text by name and endpoint. None: the server does not have it."""
+    """`prompts` holds a text by name and endpoint, and for a short one a part of its greedy answer
+    (`stop`); `context` is the model's in tokens, `ids` two token ids. None: not known."""
 
     model: str = UNKNOWN_MODEL
     rejecting_model: str | None = None
     running_metric: bool = False
     key: bool = True
+    context: int | None = None
+    ids: tuple[int, int] = USUAL_IDS
     prompts: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, need: str) -> bool:
         return bool(getattr(self, need))
 
     def prompt(self, name: str, endpoint: str) -> str:
-        """The text of a named prompt; one that was not chosen yet is the first candidate."""
+        """The text of a named prompt; one that was not found is the first candidate."""
         return self.prompts.get(f"{name}/{endpoint}") or candidates(name)[0]
 
-    def fill(self, text: str) -> str:
-        text = text.replace("{model}", self.model)
-        return text.replace("{rejecting_model}", self.rejecting_model or UNKNOWN_MODEL)
+    def fill(self, text: str, endpoint: str = "") -> str:
+        values = {
+            "model": self.model,
+            "rejecting_model": self.rejecting_model or UNKNOWN_MODEL,
+            "stop": self.prompts.get(f"stop/{endpoint}", ""),
+            "id_a": str(self.ids[0]),
+            "id_b": str(self.ids[1]),
+        }
+        return PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text)
+
+
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @cache
@@ -58,49 +77,107 @@ def candidates(name: str) -> list[str]:
     return texts
 
 
-async def discover(send: Send, model: str | None, rejecting: str | None, key: bool) -> Facts:
-    """Asks a server. One that answers nothing useful still gets its cases, and fails them."""
-    listed = _listed(await send(Request("GET", "/v1/models")))
+def probes(names: Iterable[str]) -> Iterator[Request]:
+    """Every request that looking for these prompts may take."""
+    for name, endpoint in sorted(_kinds(names)):
+        for text in candidates(name):
+            yield _probe(name, UNKNOWN_MODEL, text, endpoint)
+
+
+async def discover(
+    send: Send,
+    model: str | None,
+    rejecting: str | None,
+    key: bool,
+    names: Iterable[str],
+    given: Mapping[str, str] | None = None,
+) -> Facts:
+    """Asks a server, for the prompts `name/endpoint` too; `given` are the user's own, by name.
+
+    One that answers nothing useful still gets its cases, and fails them.
+    """
+    rows = _rows(await send(Request("GET", "/v1/models")))
+    listed = [row["id"] for row in rows]
     rejecting = rejecting or next((name for name in REJECTING_MODELS if name in listed), None)
     usual = [name for name in listed if name != rejecting]
-    facts = Facts(
-        model=model or (usual[0] if usual else UNKNOWN_MODEL),
+    chosen = model or (usual[0] if usual else UNKNOWN_MODEL)
+    prompts: dict[str, str] = {}
+    for name, endpoint in sorted(_kinds(names)):
+        texts = [given[name]] if given and name in given else candidates(name)
+        prompts |= await _found(send, chosen, name, endpoint, texts)
+    return Facts(
+        model=chosen,
         rejecting_model=rejecting,
         running_metric=await _tells_running(send),
         key=key,
+        context=await _context(send, chosen, rows),
+        ids=await _ids(send, chosen),
+        prompts=prompts,
     )
-    prompts = {
-        f"{name}/{endpoint}": await _chosen(send, facts, name, endpoint)
-        for name in _prompts()
-        for endpoint in ("chat", "completions")
-    }
-    return Facts(facts.model, rejecting, facts.running_metric, key, prompts)
 
 
-def _listed(exchange: Exchange) -> list[str]:
+def _kinds(names: Iterable[str]) -> set[tuple[str, str]]:
+    kinds = {(name, endpoint) for name, _, endpoint in (n.partition("/") for n in names)}
+    return {(name, endpoint) for name, endpoint in kinds if name in SUITS}
+
+
+def _rows(exchange: Exchange) -> list[dict[str, Any]]:
     try:
-        ids = [model["id"] for model in exchange.json["data"]]
+        rows = [row for row in exchange.json["data"] if isinstance(row["id"], str)]
     except (Broken, *UNREADABLE):
         return []
     # Half a character can be written in JSON, but not sent back.
-    return [id for id in ids if isinstance(id, str) and id.isprintable()]
+    return [row for row in rows if row["id"].isprintable()]
 
 
 async def _tells_running(send: Send) -> bool:
     return running_requests((await send(Request("GET", "/metrics"))).text) is not None
 
 
-async def _chosen(send: Send, facts: Facts, name: str, endpoint: str) -> str:
-    """The first candidate that suits the model, the first of all when none does."""
-    suits = SUITS.get(name)
-    for text in candidates(name) if suits else ():
-        exchange = await send(_probe(name, facts.model, text, endpoint))
+async def _context(send: Send, model: str, rows: list[dict[str, Any]]) -> int | None:
+    """vLLM's list says it, LiteLLM's and Tenuto's information does."""
+    try:
+        info = (await send(Request("GET", "/v1/model/info"))).json["data"]
+        rows = rows + [row["model_info"] | {"id": row["model_name"]} for row in info]
+    except (Broken, *UNREADABLE):
+        pass
+    for row in rows:
+        found = row.get("max_model_len") or row.get("max_input_tokens")
+        if row.get("id") == model and isinstance(found, int):
+            return found
+    return None
+
+
+async def _ids(send: Send, model: str) -> tuple[int, int]:
+    """Two tokens of an ordinary text: control tokens of some vocabularies have low ids."""
+    text = "Once upon a time there was a river."
+    tokenize = Request("POST", "/tokenize", {"model": model, "prompt": text})
+    body = {"model": model, "prompt": text, "max_tokens": 16, "return_token_ids": True}
+    for request in (tokenize, Request("POST", "/v1/completions", body)):
         try:
-            if exchange.status == 200 and suits and suits(text, folded(exchange)):
-                return text
+            answer = (await send(request)).json
+            found = answer["tokens"] if "tokens" in answer else answer["choices"][0]["token_ids"]
+            first, second = [*dict.fromkeys(found)][1:3]
+            return int(first), int(second)
         except (Broken, *UNREADABLE):
             continue
-    return candidates(name)[0]
+    return USUAL_IDS
+
+
+async def _found(
+    send: Send, model: str, name: str, endpoint: str, texts: Iterable[str]
+) -> dict[str, str]:
+    """The first text that suits the model, or nothing."""
+    for text in texts:
+        exchange = await send(_probe(name, model, text, endpoint))
+        try:
+            answer = folded(exchange)
+            if exchange.status == 200 and SUITS[name](text, answer):
+                stop = {f"stop/{endpoint}": stop_in(answer)} if name == "short" else {}
+                return {f"{name}/{endpoint}": text, **stop}
+        except (Broken, *UNREADABLE):
+            continue
+    return {}
 
 
 def _probe(name: str, model: str, text: str, endpoint: str) -> Request:
@@ -116,20 +193,36 @@ def _probe(name: str, model: str, text: str, endpoint: str) -> Request:
 
 def is_open(text: str, answer: Answer) -> bool:
     """The model's first token is far from certain, and no tie."""
-    if not answer.first.top:
-        raise Broken("the server shows no log-probabilities")
-    best, second = sorted(answer.first.top[0].values(), reverse=True)[:2]
-    return math.exp(best) <= MAX_OPEN_PROBABILITY and best - second >= MIN_OPEN_GAP_NATS
+    best = max(logprob for _, logprob in answer.first.top[0])
+    return math.exp(best) <= MAX_OPEN_PROBABILITY and _gap(answer) >= MIN_GAP_NATS
 
 
 def is_echoing(text: str, answer: Answer) -> bool:
-    """The greedy answer begins with a token of the prompt."""
-    return bool(answer.first.text.strip()) and answer.first.text.strip() in text
+    """The greedy answer begins with a token of the prompt, and not by a narrow choice."""
+    said = answer.first.text.strip()
+    return bool(said) and said in text and _gap(answer) >= MIN_GAP_NATS
 
 
 def is_short(text: str, answer: Answer) -> bool:
-    """The model ends its answer by itself, after more than one token."""
-    return answer.first.finish_reason == "stop" and len(answer.first.text) > 1
+    """The model ends its answer by itself, after several words."""
+    used = answer.used("completion_tokens")
+    ended = MIN_SHORT_TOKENS <= used < _prompts()["short"]["probe"]["max_tokens"]
+    return ended and " " in answer.first.text.strip()
+
+
+def _gap(answer: Answer) -> float:
+    """Between the two most likely first tokens; without log-probabilities nobody can tell."""
+    if not answer.first.top:
+        return math.inf
+    best, second = sorted((logprob for _, logprob in answer.first.top[0]), reverse=True)[:2]
+    return best - second
+
+
+def stop_in(answer: Answer) -> str:
+    """A part from the middle of the text, over the borders of tokens."""
+    text = answer.first.text
+    middle = max(1, (len(text) - STOP_LENGTH) // 2)
+    return text[middle : middle + STOP_LENGTH]
 
 
 SUITS: dict[str, Callable[[str, Answer], bool]] = {

@@ -61,13 +61,26 @@ class _Answer(_Model):
     text: str | None = None
     failure: str | None = None
     left: bool = False
+    untried: bool = False
+    connection: int = 0
+    elapsed_s: float = 0.0
+    first_s: float | None = None
 
     def exchange(self, request: Request) -> Exchange:
         text = self.text
         if text is None:
             text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"))
         return Exchange(
-            request, self.status, dict(self.headers), text, self.failure, left=self.left
+            request,
+            self.status,
+            dict(self.headers),
+            text,
+            self.failure,
+            elapsed_s=self.elapsed_s,
+            connection=self.connection,
+            left=self.left,
+            untried=self.untried,
+            first_s=self.first_s,
         )
 
 
@@ -237,7 +250,11 @@ def answer_of(exchange: Exchange, key: str | None) -> dict[str, Any]:
     }
     if exchange.failure is not None:
         answer["failure"] = scrubbed(exchange.failure, key)
-    return answer | ({"left": True} if exchange.left else {})
+    names = ["left", "untried", "connection"]
+    if exchange.is_stream and exchange.first_s is not None:
+        names += ["elapsed_s", "first_s"]
+    flags = {name: getattr(exchange, name) for name in names}
+    return answer | {name: value for name, value in flags.items() if value}
 
 
 def _content(text: str) -> dict[str, Any]:

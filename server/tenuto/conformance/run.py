@@ -9,10 +9,11 @@ from typing import Literal, Protocol
 from tenuto.conformance.building import filled, max_cost, requests_of
 from tenuto.conformance.cases import LEVELS, Case
 from tenuto.conformance.checks import judge, refused
-from tenuto.conformance.exchange import Broken, Exchange, Request
+from tenuto.conformance.exchange import Broken, Exchange, Request, Unsuitable
 from tenuto.conformance.facts import Facts
 
-Outcome = Literal["passed", "failed", "not applicable", "not run"]
+# `not judged`: the model, or a limit of the server's, did not let the kit find out.
+Outcome = Literal["passed", "failed", "not judged", "not applicable", "not run"]
 
 
 class Sender(Protocol):
@@ -51,6 +52,9 @@ class Cost:
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.requests + other.requests, self.tokens + other.tokens)
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(self.requests - other.requests, self.tokens - other.tokens)
 
     def fits(self, budget: "Cost") -> bool:
         return self.requests <= budget.requests and self.tokens <= budget.tokens
@@ -111,12 +115,17 @@ async def result_of(case: Case, sender: Sender, facts: Facts) -> Result:
     missing = [need for need in case.needs if not facts.has(need)]
     if missing:
         return Result(case, "not applicable", f"the server has no {missing[0].replace('_', ' ')}")
+    absent = sorted(case.asks - facts.prompts.keys())
+    if absent:
+        return Result(case, "not judged", f"no prompt was found that is {absent[0]} for this model")
     exchanges: dict[str, Exchange] = {}
     try:
         await _send_all(case, sender, requests_of(case, facts), exchanges)
-        judge(case.id, filled(case.check, facts), exchanges)
+        judge(case.id, filled(case.check, facts, case.way), exchanges)
     except Broken as broken:
-        return Result(case, "failed", str(broken), exchanges)
+        untried = any(exchange.untried for exchange in exchanges.values())
+        unclear = untried or isinstance(broken, Unsuitable)
+        return Result(case, "not judged" if unclear else "failed", str(broken), exchanges)
     except NotRecorded as missing_request:
         return Result(case, "not run", str(missing_request), exchanges)
     return Result(case, "passed", exchanges=exchanges)

@@ -20,8 +20,11 @@ HEADERS = frozenset(
         "allow",
         "x-accel-buffering",
         "x-litellm-version",
+        "x-request-id",
     }
 )
+# What these say is meant for the owner.
+OWNERS_PATHS = ("/model/info", "/metrics")
 HEADER_PREFIXES = ("access-control-", "x-ratelimit-")
 # The kit's own wrong key is no secret, and cases ask whether an error repeats it.
 _KEYS = re.compile(
@@ -33,6 +36,8 @@ _BEARERS = re.compile(r"\b(Bearer)\s+(?!sk-)[\w.~+/-]+=*", re.I)
 _HASHES = re.compile(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{64}(?![0-9A-Fa-f])")
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+# Of a URL the host says where a server is, and whose it is.
+_HOSTS = re.compile(r"(?i)\b(https?://)[^\s/\"'<>\\]+")
 _HOMES = re.compile(
     r"""(?<!\w)(?:/(?:home|Users)/|/root\b|[A-Za-z]:\\+Users\\+)[^\s"'<>:,;)]*""", re.I
 )
@@ -52,6 +57,8 @@ def scrubber(exchange: Exchange, key: str | None) -> Scrub:
     is_generated = exchange.status == 200 and exchange.request.path.endswith("completions")
     if is_generated and '"error"' not in exchange.text:
         return lambda text: without_keys(text, key)
+    if exchange.request.path.endswith(OWNERS_PATHS):
+        return lambda text: _HOSTS.sub(r"\1<host>", scrubbed(text, key))
     return lambda text: scrubbed(text, key)
 
 

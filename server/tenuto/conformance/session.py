@@ -1,32 +1,39 @@
 """From a target and the user's wishes to a report: what the command line calls."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tenuto import __version__
+from tenuto.conformance.building import max_cost
 from tenuto.conformance.cases import Case, CaseError, all_cases, selected
 from tenuto.conformance.compare import Comparison, Side, Terms, compare_cases, compare_requests
 from tenuto.conformance.exchange import Request
-from tenuto.conformance.facts import Facts, discover
+from tenuto.conformance.facts import Facts, discover, probes
 from tenuto.conformance.recording import Recorder, Recording, require_free
 from tenuto.conformance.run import Cost, Result, Sender, affordable, cost_of, run_cases
-from tenuto.conformance.transport import Server
+from tenuto.conformance.transport import Patience, Server
 from tenuto.conformance.verdict import Report, load_baseline
+
+# The models twice, their information, the metrics, and two ways to token ids.
+FIXED_REQUESTS, FIXED_TOKENS = 6, 64
 
 
 @dataclass(frozen=True)
 class Target:
-    """A server. `timeout_s` bounds each whole answer; None: what the server lists decides."""
+    """A server. `timeout_s` bounds each whole answer, `prompts` are the user's own by name; None:
+    what the server lists decides."""
 
     base_url: str
     key: str | None = None
     model: str | None = None
     rejecting_model: str | None = None
     timeout_s: float = 60.0
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,16 +49,26 @@ class Wishes:
 
 
 @asynccontextmanager
-async def connected(target: Target) -> AsyncIterator[tuple[Server, Facts]]:
-    """The server, and what the kit learns of it. Errors: `CaseError` when nothing listens."""
+async def connected(target: Target, cases: Sequence[Case]) -> AsyncIterator[tuple[Server, Facts]]:
+    """The server, and what the kit must learn of it for these cases.
+
+    Errors: `CaseError` when nothing listens.
+    """
     server = Server(normalised(target.base_url), target.key, target.timeout_s)
     try:
         first = await server.send(Request("GET", "/v1/models"))
         if first.failure == "cannot connect":
             raise CaseError(f"cannot connect to {server.base_url}")
         facts = await discover(
-            server.send, target.model, target.rejecting_model, target.key is not None
+            server.send,
+            target.model,
+            target.rejecting_model,
+            target.key is not None,
+            asked(cases),
+            target.prompts,
         )
+        # What learning about the server cost in patience, its cases have not tried yet.
+        server.patience = Patience()
         yield server, facts
     finally:
         await server.close()
@@ -59,14 +76,14 @@ async def connected(target: Target) -> AsyncIterator[tuple[Server, Facts]]:
 
 async def check(target: Target, wishes: Wishes) -> Report:
     """Runs the chosen cases against a server. Errors: `CaseError`."""
-    async with connected(target) as (server, facts):
+    async with connected(target, chosen(wishes.only)) as (server, facts):
         return await _run(server, server.base_url, facts, wishes, server)
 
 
 async def record(target: Target, wishes: Wishes, directory: Path, origin: str) -> Report:
     """The same, and keeps every exchange. Errors: `CaseError`, also for a directory in use."""
     require_free(directory)
-    async with connected(target) as (server, facts):
+    async with connected(target, chosen(wishes.only)) as (server, facts):
         recorder = Recorder(
             server, directory, origin or server.base_url, __version__, key=target.key
         )
@@ -90,7 +107,8 @@ async def compare(
 
     Errors: `CaseError`.
     """
-    async with _side(a) as side_a, _side(b) as side_b:
+    cases = () if _has_own_requests(a, b) else chosen(only)
+    async with _side(a, cases) as side_a, _side(b, cases) as side_b:
         for side in (side_a, side_b):
             if isinstance(side.sender, Recording) and side.sender.about.facts is None:
                 requests = _matching(side.sender.requests, only)
@@ -101,7 +119,7 @@ async def compare(
             replace(side, facts=replace(side.facts, prompts=asked.prompts))
             for side in (side_a, side_b)
         )
-        return await compare_cases(chosen(only), side_a, side_b, terms)
+        return await compare_cases(cases, side_a, side_b, terms)
 
 
 async def _run(
@@ -109,12 +127,14 @@ async def _run(
 ) -> Report:
     cases = chosen(wishes.only)
     expected = load_baseline(wishes.baseline, all_cases()) if wishes.baseline else {}
-    tried = affordable(cases, facts, wishes.budget) if wishes.budget else cases
+    learned = discovery_cost(cases) if server is not None else Cost()
+    left = wishes.budget and wishes.budget - learned
+    tried = affordable(cases, facts, left) if left else cases
     cost = cost_of(tried, facts)
     # Cases that are not applicable cost nothing; without any other there is no verdict.
     if wishes.budget and not cost.requests:
         raise CaseError("the budget allows no case")
-    wishes.on_cost(cost, len(tried))
+    wishes.on_cost(cost + learned, len(tried))
     began = time.monotonic()
     ran = await run_cases(tried, sender, facts, wishes.parallel, wishes.on_result)
     if not any(result.outcome in ("passed", "failed") for result in ran):
@@ -123,7 +143,7 @@ async def _run(
         target=target,
         facts=facts,
         results=with_the_rest(cases, ran),
-        cost=cost,
+        cost=cost + learned,
         elapsed_s=time.monotonic() - began,
         kit_version=__version__,
         expected=expected,
@@ -144,19 +164,46 @@ def with_the_rest(cases: Sequence[Case], ran: Sequence[Result]) -> list[Result]:
     return [by_id.get(c.id) or Result(c, "not run", "beyond the budget") for c in cases]
 
 
+def discovery_cost(cases: Sequence[Case]) -> Cost:
+    """Of what is asked before the cases, at most."""
+    requests = list(probes(asked(cases)))
+    return Cost(len(requests) + FIXED_REQUESTS, sum(map(max_cost, requests)) + FIXED_TOKENS)
+
+
+def asked(cases: Iterable[Case]) -> set[str]:
+    return {name for case in cases for name in case.asks}
+
+
 def normalised(base_url: str) -> str:
-    """Clients are told a base URL with or without /v1; the cases name whole paths."""
+    """Clients are told a base URL with or without /v1; the cases name whole paths.
+
+    Errors: `CaseError` for one that is none, or that holds credentials: it would be in reports.
+    """
+    try:
+        parts = urlsplit(base_url)
+        is_url = parts.port != 0 and parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise CaseError("the base URL is http://HOST[:PORT][/PATH] or https://…")
+    if "@" in parts.netloc:
+        raise CaseError("the base URL holds credentials: name the key's variable instead")
     return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 @asynccontextmanager
-async def _side(target: Target | Path) -> AsyncIterator[Side]:
+async def _side(target: Target | Path, cases: Sequence[Case]) -> AsyncIterator[Side]:
     if isinstance(target, Path):
         recording = Recording.open(target)
         yield Side(recording, recording.facts, recording.about.origin)
         return
-    async with connected(target) as (server, facts):
+    async with connected(target, cases) as (server, facts):
         yield Side(server, facts, server.base_url)
+
+
+def _has_own_requests(*targets: Target | Path) -> bool:
+    recordings = [Recording.open(target) for target in targets if isinstance(target, Path)]
+    return any(recording.about.facts is None for recording in recordings)
 
 
 def _matching(requests: Mapping[str, Request], only: Sequence[str]) -> dict[str, Request]:

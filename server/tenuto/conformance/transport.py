@@ -4,9 +4,11 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any
 
@@ -17,6 +19,7 @@ from tenuto.conformance.scrubbing import without_key
 
 WRONG_KEY = "sk-this-key-was-never-handed-out"
 MIN_KEY_LENGTH = 8
+CONNECT_S = 10.0
 # What is unpacked can be much larger than what was sent, and is measured too late.
 PLAIN = {"accept-encoding": "identity"}
 MAX_ANSWER_BYTES = 16 * 2**20
@@ -64,14 +67,15 @@ class Server:
         if request.until is not None:
             return await self._until(request)
         exchange = await self._once(request, leave)
-        for _ in range(MAX_RATE_LIMIT_WAITS):
+        for attempt in range(MAX_RATE_LIMIT_WAITS):
             # An exhausted quota would make each of hundreds of requests wait for minutes.
-            if not is_limited(exchange) or self.patience.waited_in_vain:
-                return exchange
+            if exchange.status != 429 or self.patience.waited_in_vain:
+                break
             self.patience.rate_limited += 1
-            await asyncio.sleep(retry_after_s(exchange.headers))
+            await asyncio.sleep(retry_after_s(exchange.headers, attempt))
             exchange = await self._once(request, leave)
-        self.patience.waited_in_vain = is_limited(exchange)
+        if exchange.status == 429:
+            self.patience.waited_in_vain = exchange.untried = True
         return exchange
 
     async def close(self) -> None:
@@ -90,6 +94,7 @@ class Server:
         exchange = Exchange(request)
         if self.patience.unanswered >= MAX_UNANSWERED:
             exchange.failure = f"not sent: {MAX_UNANSWERED} requests in a row got no whole answer"
+            exchange.untried = True
             return exchange
         began = time.monotonic()
         try:
@@ -100,6 +105,7 @@ class Server:
             self.patience.unanswered += 1
             exchange.failure = f"no complete answer within {self.timeout_s:g} s"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
+            self.patience.unanswered += 1
             exchange.failure = explained(error)
         except Unreadable as error:
             exchange.failure = str(error)
@@ -125,14 +131,14 @@ class Server:
 
     async def _exchange(self, exchange: Exchange) -> None:
         request, url = exchange.request, f"{self.base_url}{exchange.request.path}"
-        headers = self._headers(request)
+        headers, began = self._headers(request), time.monotonic()
         async with self.client.stream(
             request.method, url, content=request.content, headers=headers
         ) as answer:
             exchange.status = answer.status_code
             exchange.headers = dict(answer.headers)
             exchange.connection = _connection(answer)
-            content = await read(answer)
+            content = await read(answer, lambda: _note_first(exchange, began))
         try:
             exchange.text = content.decode()
         except UnicodeDecodeError:
@@ -179,11 +185,12 @@ class Unreadable(Exception):
     """An answer that is too large, too long a line, or no text."""
 
 
-async def read(answer: httpx.Response) -> bytes:
+async def read(answer: httpx.Response, on_piece: Callable[[], None]) -> bytes:
     """The decoded body. Errors: `Unreadable`."""
     content, line_bytes = bytearray(), 0
     is_stream = answer.headers.get("content-type", "").startswith("text/event-stream")
     async for piece in answer.aiter_bytes():
+        on_piece()
         content += piece
         if len(content) > MAX_ANSWER_BYTES:
             raise Unreadable(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
@@ -195,10 +202,15 @@ async def read(answer: httpx.Response) -> bytes:
     return bytes(content)
 
 
+def _note_first(exchange: Exchange, began: float) -> None:
+    if exchange.first_s is None:
+        exchange.first_s = time.monotonic() - began
+
+
 def explained(error: Exception) -> str:
     """In words that say what the server did, and nothing of the client's insides."""
     match error:
-        case httpx.ConnectError() | httpx.UnsupportedProtocol():
+        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.UnsupportedProtocol():
             return "cannot connect"
         case httpx.RemoteProtocolError():
             return f"the connection ended before the answer did, or it is no HTTP ({error})"
@@ -208,23 +220,26 @@ def explained(error: Exception) -> str:
             return f"the connection broke ({type(error).__name__})"
 
 
-def is_limited(exchange: Exchange) -> bool:
-    return exchange.status == 429 and "retry-after" in exchange.headers
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float:
+def retry_after_s(headers: Mapping[str, str], attempt: int) -> float:
+    """Seconds or a date, as RFC 9110 has it; longer each time for a server that does not say."""
+    said = headers.get("retry-after", "")
     try:
-        # In this order NaN is the least.
-        return max(0.05, min(float(headers["retry-after"]), MAX_RETRY_AFTER_S))
+        wait_s = float(said)
     except ValueError:
-        return 1.0
+        try:
+            wait_s = (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            wait_s = 2.0**attempt
+    # In this order NaN is the least.
+    return max(0.05, min(wait_s, MAX_RETRY_AFTER_S))
 
 
 def _client(max_connections: int | None) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=None)
     # The run's own timeouts bound the whole answer; a proxy of the environment would be in between.
+    timeout = httpx.Timeout(None, connect=CONNECT_S)
     return httpx.AsyncClient(
-        timeout=None, limits=limits, trust_env=False, headers=PLAIN, verify=_tls()
+        timeout=timeout, limits=limits, trust_env=False, headers=PLAIN, verify=_tls()
     )
 
 

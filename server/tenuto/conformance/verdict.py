@@ -50,8 +50,24 @@ class Report:
         ]
 
     @property
+    def unjudged(self) -> list[Result]:
+        """Musts of which the kit cannot say anything: without them there is no good verdict."""
+        return [r for r in self.results if r.outcome == "not judged" and r.case.is_must]
+
+    @property
+    def breaks(self) -> bool:
+        """The server does not conform, or the baseline does not say what is true."""
+        return bool(self.failures or self.stale)
+
+    @property
     def conforms(self) -> bool:
-        return not self.failures and not self.stale
+        return not self.breaks and not self.unjudged
+
+    @property
+    def verdict(self) -> str:
+        if self.breaks:
+            return "does not conform"
+        return "conforms" if self.conforms else "no verdict"
 
     def counts(self, cases: Iterable[Case] | None = None) -> Counter[Outcome]:
         """Results by outcome, of these cases or of all."""

@@ -6,7 +6,7 @@ import pytest
 
 from tenuto.conformance.report.html import LEGEND, MARKS, to_html
 from tenuto.conformance.verdict import Report
-from tests.conformance.report.made import exchange, fine, mixed, report, result
+from tests.conformance.report.made import exchange, fine, mixed, report, result, unclear
 
 VOID = {"meta", "br"}
 SCRIPT = "<script>alert('1')</script><img src=http://evil.test/x>"
@@ -83,17 +83,29 @@ def test_a_server_writes_no_html() -> None:
 
 
 def test_nothing_private() -> None:
-    assert "session=private" not in to_html(mixed())
+    assert "private" not in to_html(mixed())
     assert "$API_KEY" in to_html(mixed())
 
 
 def test_the_summary() -> None:
     page = Page(to_html(mixed()))
     assert "Does not conform" in page.text
-    assert "2 passed, 2 failed, 1 differs, 1 known, 1 n/a, 1 not run, 1 stale" in page.text
+    assert (
+        "2 passed, 2 failed, 1 differs, 1 known, 1 n/a, 1 not judged, 1 not run, 1 stale"
+        in page.text
+    )
     for said in ("http://server.test:8000", "demo", "2026-11-22 13:05 UTC", "tenuto 0.1.0"):
         assert said in page.text
     assert "flex-grow: 1" in page.values("style")
+
+
+def test_without_a_verdict_the_page_says_so() -> None:
+    page = Page(to_html(unclear()))
+    assert "<title>No verdict: " in to_html(unclear())
+    assert "1 passed, 1 not judged" in page.text
+    assert "not judged: no prompt was found that is open" in page.text
+    for absent in ("Conforms", "Does not conform"):
+        assert absent not in page.text
 
 
 def test_a_failure_is_told_in_full() -> None:

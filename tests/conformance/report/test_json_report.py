@@ -1,8 +1,11 @@
 import json
 from typing import Any
 
+import pytest
+
 from tenuto.conformance.report.json_report import MAX_TEXT, to_json
-from tests.conformance.report.made import exchange, fine, mixed, report, result
+from tenuto.conformance.verdict import Report
+from tests.conformance.report.made import exchange, fine, mixed, report, result, unclear
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -14,17 +17,32 @@ def test_the_counts_are_those_of_the_cases() -> None:
     data = parsed(to_json(mixed()))
     assert data["conforms"] is False
     assert data["counts"] == {
-        "cases": 8,
+        "cases": 9,
         "passed": 2,
         "failed": 2,
         "differs": 1,
         "expected": 1,
         "not_applicable": 1,
+        "not_judged": 1,
         "not_run": 1,
     }
     assert data["levels"]["contract"]["failed"] == 1
     assert data["stale"] == ["models/mended"]
-    assert len(data["cases"]) == 8
+    assert len(data["cases"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("made", "conforms", "verdict"),
+    [
+        (fine(), True, "conforms"),
+        (mixed(), False, "does not conform"),
+        (unclear(), False, "no verdict"),
+    ],
+    ids=["fine", "mixed", "unclear"],
+)
+def test_the_verdict(made: Report, conforms: bool, verdict: str) -> None:
+    data = parsed(to_json(made))
+    assert (data["conforms"], data["verdict"]) == (conforms, verdict)
 
 
 def test_what_was_run() -> None:
@@ -57,6 +75,7 @@ def test_failures_have_their_exchanges_and_no_others_do() -> None:
     [found] = cases[1]["exchanges"]
     assert found["request"]["body"] == '{"prompt": "Hi"}'
     assert found["answer"]["status"] == 200
+    # Whatever else a server says of itself and of whoever asked stays where it was.
     assert found["answer"]["headers"] == {"content-type": "application/json"}
 
 

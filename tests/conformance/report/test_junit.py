@@ -4,7 +4,7 @@ import pytest
 
 from tenuto.conformance.report.junit import to_junit
 from tenuto.conformance.verdict import Report
-from tests.conformance.report.made import exchange, fine, mixed, report, result
+from tests.conformance.report.made import exchange, fine, mixed, report, result, unclear
 
 
 def parsed(made: Report) -> ET.Element:
@@ -23,7 +23,9 @@ def child(element: ET.Element, tag: str) -> ET.Element:
     return found
 
 
-@pytest.mark.parametrize("made", [mixed(), fine(), report()], ids=["mixed", "fine", "empty"])
+@pytest.mark.parametrize(
+    "made", [mixed(), fine(), unclear(), report()], ids=["mixed", "fine", "unclear", "empty"]
+)
 def test_the_counts_agree_with_the_elements(made: Report) -> None:
     root = parsed(made)
     for element in (root, *root.iter("testsuite")):
@@ -31,7 +33,7 @@ def test_the_counts_agree_with_the_elements(made: Report) -> None:
         assert int(element.attrib["failures"]) == len(element.findall(".//failure"))
         assert int(element.attrib["skipped"]) == len(element.findall(".//skipped"))
     assert int(root.attrib["tests"]) == len(made.results)
-    assert (root.attrib["failures"] == "0") == made.conforms
+    assert (root.attrib["failures"] == "0") == (not made.breaks)
 
 
 def test_suites_are_the_groups() -> None:
@@ -59,6 +61,7 @@ def test_a_failure_says_what_is_required_and_how_to_repeat_it() -> None:
         ("models/seen", "observed, does not count: another name"),
         ("models/rejecting", "not applicable: the server has no rejecting model"),
         ("models/unrecorded", "not run: the recording does not hold it"),
+        ("models/unclear", "not judged: no prompt was found that is open"),
     ],
 )
 def test_what_does_not_count_is_skipped(id: str, reason: str) -> None:

@@ -51,6 +51,8 @@ def _apply(case: str, check: dict[str, Any], exchanges: Mapping[str, Exchange]) 
     [(name, wanted)] = check.items()
     if name not in ACROSS | EACH:
         raise CaseError(f"{case}: there is no check {name!r}")
+    if unknown := [target for target in targets if target not in exchanges]:
+        raise CaseError(f"{case}: no request is named {unknown[0]!r}")
     try:
         if name in ACROSS:
             ACROSS[name](exchanges, wanted)
@@ -66,4 +68,5 @@ def _named(target: str, each: Any, exchange: Exchange, wanted: Any, num_exchange
     try:
         each(exchange, wanted)
     except Broken as broken:
-        raise Broken(f"{target}: {broken}" if num_exchanges > 1 else str(broken)) from None
+        message = f"{target}: {broken}" if num_exchanges > 1 else str(broken)
+        raise type(broken)(message) from None

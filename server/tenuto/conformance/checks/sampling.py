@@ -16,8 +16,10 @@ from tenuto.conformance.exchange import Broken, Exchange, shortened
 
 # Two requests may see probabilities that differ in the last bits, since batches change the order
 # of sums: a token this near to a limit may be on either side of it.
-TOLERANCE_NATS = 0.1
-MIN_SAMPLES_OUTSIDE = 0.1
+# Logits between 16 and 32 are 0.125 apart in bfloat16.
+TOLERANCE_NATS = 0.3
+# The mass of many tokens moves less than that of one.
+TOLERANCE_MASS = 0.03
 
 
 @across
@@ -44,7 +46,7 @@ def inside(exchanges: Mapping[str, Exchange], wanted: Mapping[str, Any]) -> None
 def _ranked(probe: Answer) -> list[tuple[str, float]]:
     if not probe.first.top:
         raise Broken("the answer has no top log-probabilities, though they were asked for")
-    return sorted(probe.first.top[0].items(), key=lambda item: -item[1])
+    return sorted(probe.first.top[0], key=lambda item: -item[1])
 
 
 def _left(ranked: list[tuple[str, float]], wanted: Mapping[str, Any]) -> set[str]:
@@ -64,9 +66,9 @@ def _nucleus_floor(ranked: list[tuple[str, float]], top_p: float) -> float:
     mass = 0.0
     for _, logprob in ranked:
         mass += math.exp(logprob)
-        if mass >= top_p:
+        if mass >= top_p + TOLERANCE_MASS:
             return logprob
-    raise Broken(f"the shown tokens make up {mass:.2f}, less than top_p {top_p}")
+    raise Broken(f"the shown tokens make up {mass:.2f}, less than top_p {top_p} and a little")
 
 
 def _first_token(tokens: list[str]) -> str:

@@ -74,6 +74,17 @@ def one_identity(exchange: Exchange, wanted: list[str]) -> None:
 
 
 @each
+def begins_early(exchange: Exchange, share: float) -> None:
+    """The first piece comes before this share of the time has gone by."""
+    exchange.require_whole()
+    first_s = exchange.elapsed_s if exchange.first_s is None else exchange.first_s
+    require(
+        first_s < share * exchange.elapsed_s,
+        f"the first piece came after {first_s:.3f} s of {exchange.elapsed_s:.3f} s",
+    )
+
+
+@each
 def many_chunks(exchange: Exchange, at_least: int) -> None:
     """The text comes in pieces, not in one."""
     count = sum(1 for choice in _choices(exchange) if _has_text(choice))

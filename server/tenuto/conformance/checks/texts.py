@@ -1,6 +1,7 @@
 """What answers say, beside each other."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,11 @@ from jsonschema import Draft202012Validator
 
 from tenuto.conformance.answer import folded
 from tenuto.conformance.checks.registry import across, answers_of, each, require
-from tenuto.conformance.exchange import Broken, Exchange, shortened
+from tenuto.conformance.exchange import Broken, Exchange, Unsuitable, shortened
+
+SPECIAL_TOKEN = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]")
+# What stands for one, and halves of one that were sent apart.
+BROKEN_CHARACTER = re.compile("[\ufffd\ud800-\udfff]")
 
 
 @across
@@ -17,12 +22,11 @@ def same_text(exchanges: Mapping[str, Exchange], names: list[str]) -> None:
     """Every choice of every answer has one text, and it is not empty."""
     texts = [text for answer in answers_of(exchanges, names) for text in answer.texts]
     require(bool(texts[0]), "the text is empty")
-    others = sorted(set(texts) - {texts[0]})
-    require(
-        not others,
-        f"{len(texts)} answers should be one text: {shortened(texts[0])}, "
-        f"but also {shortened(others[0]) if others else ''}",
-    )
+    if others := sorted(set(texts) - {texts[0]}):
+        raise Broken(
+            f"{len(texts)} answers should be one text: {shortened(texts[0])}, "
+            f"but also {shortened(others[0])}"
+        )
 
 
 @across
@@ -42,8 +46,8 @@ def mostly_same_text(exchanges: Mapping[str, Exchange], wanted: Mapping[str, Any
 def different_text(exchanges: Mapping[str, Exchange], names: list[str]) -> None:
     """No text of the first answer is one of the second's."""
     first, second = ({*answer.texts} for answer in answers_of(exchanges, names))
-    shared = sorted(first & second)
-    require(not shared, f"both say {shortened(shared[0]) if shared else ''}")
+    if shared := sorted(first & second):
+        raise Broken(f"both say {shortened(shared[0])}")
 
 
 @across
@@ -124,8 +128,23 @@ def empty_text(exchange: Exchange, wanted: bool) -> None:
 def whole_characters(exchange: Exchange, wanted: bool) -> None:
     """No piece of a stream ends in the middle of a character."""
     text = "".join(folded(exchange).texts)
-    require("\ufffd" not in text, f"a character is broken: {shortened(text)}")
-    require(any(ord(char) > 127 for char in text), f"the text is ASCII alone: {shortened(text)}")
+    require(not BROKEN_CHARACTER.search(text), f"a character is broken: {shortened(text)}")
+    if text.isascii():
+        raise Unsuitable(f"the text is ASCII alone: {shortened(text)}")
+
+
+@across
+def reveals(exchanges: Mapping[str, Exchange], wanted: Mapping[str, Any]) -> None:
+    """`shown` has a special token after what `plain` says; no `hidden` answer has that token."""
+    plain, shown = answers_of(exchanges, [wanted["plain"], wanted["shown"]])
+    rest = shown.first.text.removeprefix(plain.first.text)
+    token = SPECIAL_TOKEN.search(rest)
+    if token is None:
+        raise Broken(f"no special token is shown: {shortened(shown.first.text)}")
+    for hidden in answers_of(exchanges, wanted["hidden"]):
+        require(bool(hidden.first.text), "the text is empty")
+        found = token[0] in hidden.first.text
+        require(not found, f"{token[0]} is not skipped: {shortened(hidden.first.text)}")
 
 
 @each

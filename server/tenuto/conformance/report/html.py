@@ -16,6 +16,7 @@ from tenuto.conformance.report.json_report import (
     STANDINGS,
     Standing,
     reasons,
+    shown_headers,
     standing,
     tally,
 )
@@ -23,28 +24,13 @@ from tenuto.conformance.run import Result
 from tenuto.conformance.verdict import Report
 
 WAYS: tuple[Way, ...] = ("chat", "chat-stream", "completions", "completions-stream")
-# Those that a failure can be about; the rest says more of the host than of the answer.
-SHOWN_HEADERS = (
-    "content-type",
-    "content-length",
-    "content-encoding",
-    "transfer-encoding",
-    "connection",
-    "location",
-    "allow",
-    "retry-after",
-    "www-authenticate",
-    "cache-control",
-    "access-control-allow-origin",
-    "access-control-allow-credentials",
-    "x-request-id",
-)
 MARKS: dict[Standing, tuple[str, str]] = {
     "passed": ("passed", "The server does what is required."),
     "failed": ("failed", "It does not, and so it does not conform."),
     "differs": ("differs", "It does not do what was observed. This does not count."),
     "expected": ("known", "It fails, as the baseline of expected failures says."),
     "not applicable": ("n/a", "The server has not what the case needs."),
+    "not judged": ("not judged", "The model, or a limit, did not let the kit find out."),
     "not run": ("not run", "The case was not tried."),
 }
 LEGEND: dict[Level, str] = {
@@ -206,11 +192,10 @@ def _story(result: Result, report: Report) -> Story:
 def _shown(name: str, exchange: Exchange, target: str) -> Shown:
     status = "no answer" if exchange.status is None else f"status {exchange.status}"
     parts = [status, exchange.failure or "", f"{exchange.elapsed_s:.2f} s"]
-    headers = exchange.headers
     return Shown(
         name=name,
         curl=curl(exchange.request, target),
         status=", ".join(filter(None, parts)),
-        headers=[(name, headers[name]) for name in SHOWN_HEADERS if name in headers],
+        headers=list(shown_headers(exchange).items()),
         text=cut(exchange.text, MAX_TEXT),
     )

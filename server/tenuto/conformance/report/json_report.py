@@ -11,18 +11,36 @@ from tenuto.conformance.report.curl import body_of, curl, cut
 from tenuto.conformance.run import Result
 from tenuto.conformance.verdict import Report
 
-Standing = Literal["passed", "failed", "differs", "expected", "not applicable", "not run"]
+Standing = Literal[
+    "passed", "failed", "differs", "expected", "not judged", "not applicable", "not run"
+]
 STANDINGS: tuple[Standing, ...] = (
     "passed",
     "failed",
     "differs",
     "expected",
     "not applicable",
+    "not judged",
     "not run",
 )
 MAX_TEXT = 4_000
 # A session of whoever ran the kit has no place in a report that is handed around.
-PRIVATE_HEADERS = {"set-cookie"}
+# Those that a failure can be about; the rest says more of the host than of the answer.
+SHOWN_HEADERS = (
+    "content-type",
+    "content-length",
+    "content-encoding",
+    "transfer-encoding",
+    "connection",
+    "location",
+    "allow",
+    "retry-after",
+    "www-authenticate",
+    "cache-control",
+    "access-control-allow-origin",
+    "access-control-allow-credentials",
+    "x-request-id",
+)
 
 
 def to_json(report: Report) -> str:
@@ -48,7 +66,7 @@ def tally(results: Iterable[Result], report: Report) -> dict[Standing, int]:
 
 def reasons(results: Iterable[Result]) -> dict[str, int]:
     """Why cases were not tried, and how many of them for each reason."""
-    untried = [r for r in results if r.outcome in ("not applicable", "not run")]
+    untried = [r for r in results if r.outcome in ("not judged", "not applicable", "not run")]
     return dict(Counter(f"{r.outcome}: {r.message}" for r in untried))
 
 
@@ -63,6 +81,7 @@ def _data(report: Report) -> dict[str, Any]:
         "began_at": report.began_at.isoformat(),
         "elapsed_s": round(report.elapsed_s, 3),
         "conforms": report.conforms,
+        "verdict": report.verdict,
         "facts": _facts(report),
         "cost": {"max_requests": report.cost.requests, "max_tokens": report.cost.tokens},
         "rate_limited": report.rate_limited,
@@ -126,11 +145,14 @@ def _request(request: Request, target: str) -> dict[str, Any]:
     }
 
 
+def shown_headers(exchange: Exchange) -> dict[str, str]:
+    return {name: exchange.headers[name] for name in SHOWN_HEADERS if name in exchange.headers}
+
+
 def _answer(exchange: Exchange) -> dict[str, Any]:
-    headers = sorted(exchange.headers.items())
     return {
         "status": exchange.status,
-        "headers": {name: value for name, value in headers if name not in PRIVATE_HEADERS},
+        "headers": shown_headers(exchange),
         "text": cut(exchange.text, MAX_TEXT),
         "failure": exchange.failure,
         "left": exchange.left,

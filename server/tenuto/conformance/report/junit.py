@@ -70,7 +70,7 @@ def _case(result: Result, report: Report) -> ET.Element:
         case "differs":
             _skip(element, f"observed, does not count: {result.message}")
             ET.SubElement(element, "system-out").text = _clean(_story(result, report))
-        case "not applicable" | "not run" as outcome:
+        case "not judged" | "not applicable" | "not run" as outcome:
             _skip(element, f"{outcome}: {result.message}")
     return element
 

@@ -24,6 +24,7 @@ STYLES: dict[Standing, str] = {
     "differs": "yellow",
     "expected": "magenta",
     "not applicable": "dim",
+    "not judged": "bold yellow",
     "not run": "dim",
 }
 
@@ -142,10 +143,8 @@ def _verdict(report: Report) -> Text:
     counts = [f"{n:,} {name}" for name, n in tally(report.results, report).items() if n]
     if report.stale:
         counts.append(f"{len(report.stale):,} stale")
-    word, style = (
-        ("conforms", "bold green") if report.conforms else ("does not conform", "bold red")
-    )
-    return Text.assemble((word, style), f": {', '.join(counts) or 'no cases'}")
+    style = "bold green" if report.conforms else "bold red"
+    return Text.assemble((report.verdict, style), f": {', '.join(counts) or 'no cases'}")
 
 
 def _say(console: Console, what: Text | Table | Padding) -> None:
