@@ -211,6 +211,7 @@ async def test_recorded_replayed_and_compared(
     assert {"chat/n-choices", "completions-stream/n-choices"} <= {f.request for f in other.failures}
 
 
+@pytest.mark.conformance
 async def test_a_whole_run_is_replayed_with_the_same_outcomes(
     honest: Target, tmp_path: Path
 ) -> None:

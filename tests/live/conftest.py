@@ -149,6 +149,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
             {"id": MODEL, "aliases": ["demo"]},
             {"id": "owner/second", "max_model_len": 2048},
             {"id": "rejecting", "system_prompt": "reject", "load": "on_demand"},
+            # No engine starts with so small a KV cache.
+            {"id": "broken", "gpu_memory": "1MiB", "load": "on_demand"},
         ],
     )
     with launched(directory, "--registry", str(registry)) as server:

@@ -32,7 +32,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 def test_models_are_listed_and_found(api: openai.OpenAI) -> None:
     ids = [model.id for model in api.models.list()]
-    assert ids == [MODEL, "owner/second", "rejecting"]
+    assert ids == [MODEL, "owner/second", "rejecting", "broken"]
     for model_id in ids:
         card = api.models.retrieve(model_id)
         assert (card.id, card.object, card.owned_by) == (model_id, "model", "openai")
@@ -133,7 +133,7 @@ def test_a_request_without_a_right_key(keyed: LiveServer) -> None:
         (openai.BadRequestError, None, lambda api: chat(api, model="nobody")),
         (openai.NotFoundError, "model", lambda api: api.models.retrieve("nobody")),
         (openai.NotFoundError, None, lambda api: api.images.generate(prompt="a cat")),
-        (openai.InternalServerError, None, lambda api: chat(api, model="rejecting")),
+        (openai.InternalServerError, None, lambda api: chat(api, model="broken")),
     ],
     ids=["bad-value", "contradiction", "unknown-model", "no-model", "no-route", "unavailable"],
 )

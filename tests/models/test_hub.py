@@ -23,6 +23,8 @@ from tenuto.models.hub import Pulled, free_bytes_at, pull
 from tests.conftest import make_registry
 
 REPO, COMMIT = "owner/name", "0123456789abcdef0123456789abcdef01234567"
+# A hub on this machine, and disks that fill: too slow for the fast group.
+pytestmark = pytest.mark.models
 SHARD, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 # Larger than one read of the downloader's, so that a connection can break between two.
 WEIGHTS = bytes(range(256)) * 2**16
