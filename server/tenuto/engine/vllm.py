@@ -32,6 +32,9 @@ from tenuto.errors import CheckpointError, EngineLost, EngineStartError
 logger = logging.getLogger(__name__)
 # Without a KV budget vLLM takes a share of the whole host's memory and refuses a second engine.
 DEFAULT_CPU_KV_CACHE_BYTES = 256 << 20
+# With a KV budget vLLM takes no share of the GPU, and yet wants that much to be free at its start:
+# beside another model it never would. What fits is the planner's to say. Not tried on a GPU yet.
+UNGUARDED_SHARE = 0.05
 
 
 class VllmBackend:
@@ -102,6 +105,8 @@ class VllmBackend:
             args["model"] = str(_for_cpu(spec.checkpoint, self._cache_dir))
             args.setdefault("kv_cache_memory_bytes", DEFAULT_CPU_KV_CACHE_BYTES)
             args |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
+        elif spec.kv_cache_memory_bytes is not None:
+            args["gpu_memory_utilization"] = UNGUARDED_SHARE
         return args | _lora_args(spec) | dict(spec.engine_args) | _constraint_args(spec)
 
 

@@ -5,10 +5,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tenuto.errors import CheckpointError, ConfigError, quoted
 from tenuto.models.decisions import Fits
-from tenuto.models.planner import Device, placement
+from tenuto.models.planner import Device, Need, placement
 from tenuto.models.registry import Entry, bytes_of
 from tenuto.models.sizes import need_of
 
@@ -49,11 +50,14 @@ def size_bytes(option: str, text: str) -> int:
 
 
 def room_on(devices: Sequence[Device], entries: Iterable[Entry]) -> Fits:
-    """Whether models lie side by side on these devices. One of unknown size has them alone."""
+    """Whether models lie side by side on these devices.
+
+    One of unknown size has them alone, and one without a KV budget its own: vLLM gives it the rest.
+    """
     needs = {}
     for entry in entries:
         try:
-            needs[entry.id] = need_of(entry)
+            needs[entry.id] = _whole(need_of(entry), devices)
         except CheckpointError as error:
             logger.warning("%s; it is loaded alone", error.message)
 
@@ -63,6 +67,14 @@ def room_on(devices: Sequence[Device], entries: Iterable[Entry]) -> Fits:
         return len(models) == 1
 
     return fits
+
+
+def _whole(need: Need, devices: Sequence[Device]) -> Need:
+    """With the KV cache that it takes when nothing bounds it."""
+    rest_bytes = min(device.usable_bytes for device in devices) - need.fixed_bytes
+    if need.gpu_memory_bytes is not None or rest_bytes < need.context_bytes:
+        return need
+    return replace(need, gpu_memory_bytes=rest_bytes)
 
 
 def _sizes(text: str, option: str) -> list[int]:
