@@ -32,10 +32,21 @@ def reds() -> Iterator[Reds]:
 @pytest.mark.parametrize("fault", FAULTS, ids=IDS)
 def test_a_fault_turns_its_cases_red_and_no_other(reds: Reds, fault: Fault) -> None:
     red = reds[fault.id].result(timeout=110)
-    always, sometimes = KNOWN[fault.id]
-    assert sorted(always - red) == []
+    missing, surplus = _unlike_the_recording(fault.id, red, red)
+    if missing or surplus:
+        # A server at fault answers less than a random case reckons with: chance shows, but once.
+        again = red_cases(fault.id)
+        missing, surplus = _unlike_the_recording(fault.id, red | again, red & again)
+    assert (missing, surplus) == ([], [])
+
+
+def _unlike_the_recording(
+    fault: str, ever: set[str], each_time: set[str]
+) -> tuple[list[str], list[str]]:
+    always, sometimes = KNOWN[fault]
     # Where every answer is random, any case may be red.
-    assert fault.id in CERTAIN or sorted(red - always - sometimes) == []
+    surplus = set() if fault in CERTAIN else each_time - always - sometimes
+    return sorted(always - ever), sorted(surplus)
 
 
 def test_every_fault_is_noticed() -> None:
