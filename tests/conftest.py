@@ -185,12 +185,12 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 @pytest.fixture
 def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenuto.models.pool.FIRST_BACK_OFF_S", 0.001)
+    monkeypatch.setattr("tenuto.models.transitions.FIRST_BACK_OFF_S", 0.001)
 
 
 @pytest.fixture
 def no_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenuto.models.pool.FIRST_BACK_OFF_S", 600)
+    monkeypatch.setattr("tenuto.models.transitions.FIRST_BACK_OFF_S", 600)
 
 
 @pytest.fixture

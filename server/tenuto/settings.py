@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     gpus: str | None = Field(
         None, description="memory of the GPUs, such as 141GiB or 80GiBx2; else as their driver says"
     )
+    host_memory: str | None = Field(
+        None, description="memory for the weights of sleeping models, such as 256GiB; else 80 %"
+    )
     turn_s: float = Field(
         10, ge=0, description="seconds that a busy model keeps its place while another is wanted"
     )

@@ -1,15 +1,15 @@
 """Puts the parts together for `tenuto serve`."""
 
-from dataclasses import replace
-
 from tenuto.access.keys import Keys
 from tenuto.api.services import Services
 from tenuto.app import build_app
 from tenuto.engine.forkserver import EngineContext
 from tenuto.engine.lazy import LazyVllm
-from tenuto.models.devices import devices_of, installed_devices, room_on
+from tenuto.models.devices import devices_of, installed_devices, sleep_bytes_of
+from tenuto.models.planner import Host
 from tenuto.models.pool import Pool, Terms
 from tenuto.models.registry import Registry
+from tenuto.models.room import GpuRoom, Room
 from tenuto.observe.metrics import Metrics
 from tenuto.serving import Server
 from tenuto.settings import Settings
@@ -23,7 +23,7 @@ def server_of(
     context: EngineContext,
 ) -> Server:
     backend = LazyVllm(context, settings.cache_dir.expanduser(), settings.drain_s)
-    pool = Pool(registry, backend, terms_of(settings, registry))
+    pool = Pool(registry, backend, terms_of(settings))
     services = Services(
         registry=registry,
         pool=pool,
@@ -39,11 +39,21 @@ def server_of(
     return server
 
 
-def terms_of(settings: Settings, registry: Registry) -> Terms:
-    """Without a GPU, and without one named, memory sets no limit."""
-    named = settings.gpus and devices_of(settings.gpus.split(","), "setting gpus")
-    devices = named or installed_devices()
-    terms = Terms(
-        turn_s=settings.turn_s, max_wait_s=settings.max_wait_s, max_waiting=settings.max_waiting
+def terms_of(settings: Settings) -> Terms:
+    return Terms(
+        room=room_of(settings),
+        turn_s=settings.turn_s,
+        max_wait_s=settings.max_wait_s,
+        max_waiting=settings.max_waiting,
     )
-    return replace(terms, fits=room_on(devices, registry.present())) if devices else terms
+
+
+def room_of(settings: Settings) -> Room:
+    """Without a GPU, and without one named, memory sets no limit. Errors: `ConfigError`."""
+    installed = installed_devices()
+    named = settings.gpus and devices_of(settings.gpus.split(","), "setting gpus")
+    devices = named or installed
+    if not devices:
+        return Room()
+    sleep_bytes = sleep_bytes_of(settings.host_memory, "setting host_memory")
+    return GpuRoom(Host(devices, sleep_bytes), rehearsal=not installed)

@@ -6,7 +6,7 @@ import pytest
 
 from tenuto.models.pool import Terms
 from tests.conftest import MODEL, Running, Serve
-from tests.models.pools import HeldBackend, only
+from tests.models.pools import HeldBackend, Limited, only
 
 
 def test_alive(server: Running) -> None:
@@ -32,7 +32,7 @@ def test_ready_when_the_eager_models_are(serve: Serve) -> None:
 
 
 def test_ready_while_another_model_has_the_place(serve: Serve) -> None:
-    server = serve(models=[{"id": MODEL}, {"id": "cold"}], terms=Terms(fits=only(1)))
+    server = serve(models=[{"id": MODEL}, {"id": "cold"}], terms=Terms(Limited(only(1))))
     assert server.chat().status_code == 200
     assert server.chat(model="cold").status_code == 200
     assert server.services.pool.slots[MODEL].state == "cold"

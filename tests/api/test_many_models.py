@@ -13,7 +13,7 @@ from tenuto.access.keys import Keys
 from tenuto.engine.types import EngineSpec
 from tenuto.models.pool import Terms
 from tests.conftest import MODEL, Running, Serve
-from tests.models.pools import ClosableEngine, HeldBackend, only
+from tests.models.pools import ClosableEngine, HeldBackend, Limited, only
 from tests.sse import DONE, chat_body, choices_of, connected, events, request_bytes
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
@@ -148,7 +148,7 @@ def test_twenty_requests_over_three_models_of_which_one_fits(
 ) -> None:
     names, backend = ["a", "b", "c"], held()
     rows = [{"id": name} for name in names]
-    server = serve(models=rows, eager=(), backend=backend, terms=Terms(fits=only(1)))
+    server = serve(models=rows, eager=(), backend=backend, terms=Terms(Limited(only(1))))
 
     def ask(number: int) -> None:
         model = names[number % 3]
@@ -203,7 +203,7 @@ def test_too_many_who_wait(serve: Serve, aside: ThreadPoolExecutor) -> None:
 
 
 def test_a_model_that_never_fits(serve: Serve) -> None:
-    server = serve(**COLD, terms=Terms(fits=lambda models: "cold" not in models))
+    server = serve(**COLD, terms=Terms(Limited(lambda awake, asleep: "cold" not in awake)))
     response = server.chat(model="cold")
     assert response.status_code == 503
     assert response.headers["x-should-retry"] == "false"

@@ -10,8 +10,10 @@ from typing import Any
 
 from tenuto.engine.fake import FakeBackend, FakeEngine, FakePrompts
 from tenuto.engine.types import EngineSpec
-from tenuto.models.decisions import Fits
-from tenuto.models.pool import Lease, Pool, Terms
+from tenuto.models.decisions import Fits, Ids
+from tenuto.models.pool import Pool, Terms
+from tenuto.models.room import Place, Room
+from tenuto.models.slot import Lease
 from tests.conftest import make_registry
 
 
@@ -65,7 +67,8 @@ class HeldBackend(FakeBackend):
         if self.errors:
             raise self.errors.pop(0)
         await super().engine(spec)
-        engine = ClosableEngine(self.reply, self.capacity)
+        can_sleep = self.can_sleep and spec.sleep
+        engine = ClosableEngine(self.reply, self.capacity, can_sleep=can_sleep)
         if self.is_held:
             engine.go.clear()
         self.engines_made.append(engine)
@@ -134,18 +137,43 @@ async def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not come to that")
 
 
-def only(number: int) -> Fits:
-    return lambda models: len(models) <= number
+@dataclass
+class Limited(Room):
+    """Room as a function says; notes which models have a place."""
+
+    limit: Fits
+    placed: set[str] = field(default_factory=set)
+
+    def fits(self, awake: Ids, asleep: Ids) -> bool:
+        return self.limit(awake, asleep)
+
+    def place(self, model_id: str, awake: Ids, asleep: Ids) -> Place:
+        assert self.limit(awake | {model_id}, asleep)
+        self.placed.add(model_id)
+        return Place()
+
+    def vacate(self, model_id: str) -> None:
+        self.placed.discard(model_id)
+
+
+def only(number: int, sleeping: int = 99) -> Fits:
+    """So many awake, and so many asleep beside them."""
+    return lambda awake, asleep: len(awake) <= number and len(asleep) <= sleeping
 
 
 @asynccontextmanager
 async def pooled(
-    directory: Path, *models: str | dict[str, Any], backend: HeldBackend | None = None, **terms: Any
+    directory: Path,
+    *models: str | dict[str, Any],
+    backend: HeldBackend | None = None,
+    fits: Fits = lambda awake, asleep: True,
+    **terms: Any,
 ) -> AsyncIterator[Rig]:
     """A pool that is closed at the end: nothing of it goes on, and nothing went wrong unseen."""
     rows = [{"id": row} if isinstance(row, str) else row for row in models or ("a",)]
     clock, backend = Clock(), backend or HeldBackend()
-    pool = Pool(make_registry(directory, rows), backend, Terms(clock=clock, **terms))
+    room = Limited(fits)
+    pool = Pool(make_registry(directory, rows), backend, Terms(room, clock=clock, **terms))
     unseen: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
     try:

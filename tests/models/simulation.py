@@ -77,7 +77,7 @@ class Simulation:
             self._states[decision.load] = replace(self._states[decision.load], state="loading")
             self.at(self.now + self.load_s, "loaded", decision.load)
         occupied = {n for n, m in self._states.items() if m.state not in ("cold", "failed")}
-        assert self.fits(frozenset(occupied))
+        assert self.fits(frozenset(occupied), frozenset())
 
     def _serve(self, name: str) -> None:
         for asked_at, run_s in self._waiting[name]:
@@ -86,10 +86,6 @@ class Simulation:
         model = self._states[name]
         self._states[name] = replace(model, leases=model.leases + len(self._waiting[name]))
         self._waiting[name] = []
-
-
-def only(number: int) -> Fits:
-    return lambda models: len(models) <= number
 
 
 def every(period_s: float, until_s: float) -> Iterator[float]:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.models.decisions import Decision, Snapshot, decide
-from tests.models.simulation import Simulation, every, only
+from tenuto.models.decisions import AWAKE, Decision, Ids, Snapshot, decide
+from tests.models.pools import only
+from tests.models.simulation import Simulation, every
 
 TURN_S = 10.0
 
@@ -54,7 +55,7 @@ def test_as_few_as_possible_make_room() -> None:
     """A large model alone makes the room that the small ones before it could not."""
     sizes = {"small": 1, "large": 4, "new": 4}
 
-    def fits(models: frozenset[str]) -> bool:
+    def fits(models: Ids, asleep: Ids) -> bool:
         return sum(sizes[name] for name in models) <= 5
 
     models = [cold(), ready("small", used_at=1.0), ready("large", used_at=2.0)]
@@ -82,7 +83,7 @@ def test_pinned_models_stay() -> None:
 
 
 def test_what_is_too_large_does_not_hold_up_the_others() -> None:
-    def fits(models: frozenset[str]) -> bool:
+    def fits(models: Ids, asleep: Ids) -> bool:
         return "huge" not in models and len(models) <= 1
 
     decision = decide([cold("huge", 1.0), cold("small", 2.0)], fits, 100.0, TURN_S)
@@ -104,11 +105,70 @@ def test_idle_for_too_long() -> None:
         assert decided(replace(idle, **kept), now=1e9).unload == ()
 
 
-STATES = ["cold", "loading", "ready", "unloading", "failed"]
+def asleep(id: str = "old", **fields: Any) -> Snapshot:
+    return Snapshot(id, "asleep", can_sleep=True, **fields)
+
+
+def slept(*models: Snapshot, places: int = 1, beds: int = 9, now: float = 100.0) -> Decision:
+    return decide(models, only(places, beds), now, TURN_S)
+
+
+def test_who_can_sleeps_instead_of_being_unloaded() -> None:
+    going = slept(cold(), ready(can_sleep=True))
+    assert (going.suspend, going.unload, going.load) == (("old",), (), None)
+    assert slept(cold(), ready()).unload == ("old",)
+    assert slept(cold(), asleep()).load == "new"
+
+
+def test_who_sleeps_is_woken() -> None:
+    assert slept(asleep(waiting_since=90.0)).load == "old"
+    going = slept(asleep("new", waiting_since=90.0), ready(can_sleep=True), beds=1)
+    assert going.suspend == ("old",)
+
+
+def test_the_longest_unused_sleeper_leaves_its_bed() -> None:
+    sleeping = [asleep("a", used_at=2.0), asleep("b", used_at=1.0)]
+    going = slept(cold(), ready(can_sleep=True, used_at=3.0), *sleeping, beds=2)
+    assert (going.suspend, going.unload) == (("old",), ("b",))
+    assert slept(cold(), ready(can_sleep=True), beds=0).unload == ("old",)
+
+
+def test_sleepers_that_are_in_the_way_go_and_nobody_else() -> None:
+    """What they keep of the GPU can be too much for a large model."""
+
+    def fits(awake: Ids, sleeping: Ids) -> bool:
+        return 4 * len(awake) + len(sleeping) <= 5
+
+    models = [asleep("a", used_at=2.0), asleep("b", used_at=1.0)]
+    going = decide([cold(), *models], fits, 100.0, TURN_S)
+    assert (going.unload, going.suspend, going.load) == (("b",), (), None)
+
+
+def test_pinned_sleepers_stay() -> None:
+    going = slept(cold(), ready(can_sleep=True), asleep("a", pinned=True, used_at=-1.0), beds=1)
+    assert (going.suspend, going.unload) == ((), ("old",))
+
+
+def test_sleepers_that_nobody_uses_go_after_their_time() -> None:
+    idle = asleep(idle_ttl_s=60.0, used_at=50.0)
+    assert slept(idle, now=109.0) == Decision(again_at=110.0)
+    assert slept(idle, now=110.0).unload == ("old",)
+
+
+def test_who_is_dismissed_goes_when_its_requests_have_ended() -> None:
+    busy = ready(dismissed="asleep", can_sleep=True, leases=1, pinned=True)
+    assert slept(busy) == Decision(hold=frozenset({"old"}))
+    assert slept(replace(busy, leases=0)).suspend == ("old",)
+    assert slept(replace(busy, leases=0), beds=0).unload == ("old",)
+    assert slept(replace(busy, leases=0, dismissed="cold")).unload == ("old",)
+    assert slept(asleep(dismissed="cold")).unload == ("old",)
+
+
+STATES = ["cold", "loading", "ready", "suspending", "asleep", "waking", "unloading", "failed"]
 
 
 @st.composite
-def situations(draw: st.DrawFn) -> tuple[list[Snapshot], int]:
+def situations(draw: st.DrawFn) -> tuple[list[Snapshot], int, int]:
     """Any mixture of models; what occupies memory fits, as it does in a pool."""
     times = st.floats(0, 200)
     models = [
@@ -123,28 +183,40 @@ def situations(draw: st.DrawFn) -> tuple[list[Snapshot], int]:
             wanted=draw(st.booleans()),
             pinned=draw(st.booleans()),
             idle_ttl_s=draw(st.none() | times),
+            can_sleep=draw(st.booleans()),
+            dismissed=draw(st.sampled_from([None, None, "asleep", "cold"])),
         )
         for i in range(draw(st.integers(1, 6)))
     ]
     models = [m if m.state == "ready" else replace(m, leases=0) for m in models]
-    occupied = sum(m.state in ("loading", "ready", "unloading") for m in models)
-    return models, max(1, occupied, draw(st.integers(1, 6)))
+    awake = sum(m.state in AWAKE for m in models)
+    sleeping = sum(m.state == "asleep" for m in models)
+    places = max(1, awake, draw(st.integers(1, 6)))
+    return models, places, max(sleeping, draw(st.integers(0, 6)))
 
 
 @given(situations())
-def test_whatever_comes(situation: tuple[list[Snapshot], int]) -> None:
-    models, places = situation
-    decision = decide(models, only(places), 100.0, TURN_S)
+def test_whatever_comes(situation: tuple[list[Snapshot], int, int]) -> None:
+    models, places, beds = situation
+    decision = decide(models, only(places, beds), 100.0, TURN_S)
     by_id = {m.id: m for m in models}
-    for name in decision.unload:
+    for name in decision.suspend:
         assert (by_id[name].state, by_id[name].leases) == ("ready", 0)
-        assert not by_id[name].pinned
+        assert by_id[name].can_sleep
+    for name in decision.unload:
+        assert by_id[name].state in ("ready", "asleep")
+        assert by_id[name].leases == 0
+    for name in (*decision.unload, *decision.suspend):
+        assert not by_id[name].pinned or by_id[name].dismissed
+    assert not {*decision.suspend} & {*decision.unload}
     assert all(by_id[name].state == "ready" for name in decision.hold)
     assert decision.again_at > 100.0
+    sleeping = {m.id for m in models if m.state == "asleep"} - {*decision.unload, decision.load}
+    assert len(sleeping | {*decision.suspend}) <= beds
     if decision.load is not None:
         assert not decision.unload
-        occupied = sum(m.state in ("loading", "ready", "unloading") for m in models)
-        assert occupied + 1 <= places
+        assert not decision.suspend
+        assert sum(m.state in AWAKE for m in models) + 1 <= places
 
 
 @pytest.mark.parametrize("period_s", [0.3, 1.0, 3.0])

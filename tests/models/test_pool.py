@@ -7,6 +7,7 @@ import pytest
 
 from tenuto.engine.fake import FakeBackend
 from tenuto.errors import CheckpointError, EngineStartError, InternalError, NotLoaded, Unavailable
+from tenuto.models.decisions import Ids
 from tenuto.models.pool import Pool
 from tests.conftest import make_registry
 from tests.models.pools import HeldBackend, only, pooled, settled, until
@@ -277,7 +278,7 @@ async def test_a_fault_of_the_owner_is_answered(
 ) -> None:
     broken = True
 
-    def fits(models: frozenset[str]) -> bool:
+    def fits(awake: Ids, asleep: Ids) -> bool:
         if broken:
             raise ZeroDivisionError
         return True

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tenuto.errors import EngineLost, EngineStartError, NotLoaded
-from tenuto.models.pool import FIRST_BACK_OFF_S, MAX_STARTS, STABLE_S, Lease
+from tenuto.models.slot import Lease
+from tenuto.models.transitions import FIRST_BACK_OFF_S, MAX_STARTS, STABLE_S
 from tests.models.pools import ClosableEngine, HeldBackend, Rig, pooled, settled, until
 
 NO_MEMORY = EngineStartError("model a: did not start: no memory in /some/path")

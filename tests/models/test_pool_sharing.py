@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tenuto.errors import NotLoaded, Unavailable
-from tenuto.models.pool import Lease
+from tenuto.models.slot import Lease
 from tests.models.pools import HeldBackend, Rig, only, pooled, settled, until
 
 TURN_S = 10.0
@@ -79,7 +79,7 @@ async def test_pinned_models_never_go(tmp_path: Path) -> None:
 
 async def test_a_model_that_can_never_fit(tmp_path: Path) -> None:
     """It harms no other."""
-    async with pooled(tmp_path, "a", "huge", fits=lambda models: "huge" not in models) as rig:
+    async with pooled(tmp_path, "a", "huge", fits=lambda awake, asleep: "huge" not in awake) as rig:
         (await rig.leased("a")).release()
         for _ in range(2):
             with pytest.raises(NotLoaded, match="larger than the memory") as caught:
@@ -219,7 +219,7 @@ async def test_a_load_that_takes_longer_than_anyone_waits(tmp_path: Path) -> Non
         rig.backend.told.clear()
         first = rig.lease("a")
         await until(lambda: rig.state("a") == "loading")
-        with pytest.raises(Unavailable, match="a takes 400 s to load") as caught:
+        with pytest.raises(Unavailable, match="a takes 400 s more to load") as caught:
             await rig.leased("a")
         assert caught.value.headers == {"retry-after": "410"}
         rig.backend.told.set()

@@ -20,7 +20,7 @@ from tenuto.generation.fold import Folded, fold
 from tenuto.generation.frames import step_of
 from tenuto.generation.run import Generation, start
 from tenuto.generation.translate import Plan
-from tenuto.models.pool import Lease
+from tenuto.models.slot import Lease
 from tenuto.models.registry import Entry, Target
 from tenuto.wire.parse import with_defaults
 from tenuto.wire.requests import GenerationRequest

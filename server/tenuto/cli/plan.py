@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tenuto.cli.serve import registry_path, settings_from
 from tenuto.errors import CheckpointError, ConfigError
-from tenuto.models.devices import devices_of, installed_devices, size_bytes
+from tenuto.models.devices import devices_of, installed_devices, sleep_bytes_of
 from tenuto.models.planner import (
     Device,
     Fit,
@@ -26,9 +26,6 @@ from tenuto.models.planner import (
 from tenuto.models.registry import Entry, load_registry
 from tenuto.models.sizes import need_of
 
-# Sleeping weights are pinned: the system needs the rest of its memory for everything else.
-SLEEP_SHARE = 0.8
-
 
 def plan(
     registry: Annotated[Path | None, typer.Option(help="Registry file.")] = None,
@@ -42,7 +39,7 @@ def plan(
 ) -> None:
     """Show which models fit on the GPUs, alone and together, and what would make others fit."""
     found = load_registry(registry_path(settings_from({"registry": registry} if registry else {})))
-    host = Host(_devices(gpu), _sleep_bytes(host_memory))
+    host = Host(_devices(gpu), sleep_bytes_of(host_memory, "--host-memory"))
     needs: dict[str, Need] = {}
     unknown: dict[str, str] = {}
     for entry in found.entries.values():
@@ -147,9 +144,3 @@ def _devices(texts: list[str] | None) -> tuple[Device, ...]:
     if not found:
         raise ConfigError("no NVIDIA GPU was found here: name one, such as --gpu 141GiB or 80GiBx2")
     return found
-
-
-def _sleep_bytes(text: str | None) -> int:
-    if text is not None:
-        return size_bytes("--host-memory", text)
-    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * SLEEP_SHARE)

@@ -1,15 +1,17 @@
 """The seam: what the API needs of an engine, and nothing of how vLLM offers it."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from tenuto.engine.types import (
+    Canary,
     ChatPrompt,
     EngineSpec,
     EngineStats,
     ModelFacts,
     Prompt,
     Sampling,
+    SleepLevel,
     Step,
     TextPrompt,
 )
@@ -41,6 +43,16 @@ class Engine(Protocol):
         """How many sequences it should be given at once: what it runs, and a few that wait."""
         ...
 
+    @property
+    def can_sleep(self) -> bool:
+        """False where the platform cannot, or the spec did not ask for it."""
+        ...
+
+    @property
+    def start_phases(self) -> Mapping[str, float]:
+        """Where the seconds of its start went, in order; phases do not overlap."""
+        ...
+
     def generate(
         self, prompt: Prompt, sampling: Sampling, request_id: str
     ) -> AsyncGenerator[Step, None]:
@@ -53,6 +65,19 @@ class Engine(Protocol):
 
     async def wait_lost(self) -> None:
         """Returns when the engine has ended without being closed."""
+        ...
+
+    async def sleep(self, level: SleepLevel) -> None:
+        """Gives its memory on the GPU back. Errors: `RuntimeError` while requests are in it or when
+        it cannot sleep, `EngineLost`."""
+        ...
+
+    async def wake(self) -> None:
+        """Takes its memory back, and the weights with it. Errors: `EngineLost`."""
+        ...
+
+    async def check(self) -> Canary:
+        """Answers a fixed prompt; no request in `stats`. Errors: `EngineLost` when it does not."""
         ...
 
     def stats(self) -> EngineStats: ...

@@ -5,11 +5,12 @@ Tokens are the UTF-8 bytes of the text. The same test asserts each behaviour on 
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tenuto.engine.types import (
+    Canary,
     ChatPrompt,
     Delta,
     EngineSpec,
@@ -18,6 +19,7 @@ from tenuto.engine.types import (
     ModelFacts,
     Prompt,
     Sampling,
+    SleepLevel,
     Step,
     TextPrompt,
     TokenLogprob,
@@ -26,6 +28,7 @@ from tenuto.engine.types import (
 from tenuto.errors import BadRequest, EngineLost, EngineStartError
 
 VOCAB_SIZE = 256
+FIRST_CANARY = Canary(token_ids=(1, 2, 3))
 Reply = Callable[[Prompt, Sampling, int], str]
 
 
@@ -78,12 +81,21 @@ class FakePrompts:
 
 @dataclass
 class FakeEngine:
-    """`go` holds every token back while cleared; `lose` ends the engine under its requests."""
+    """`go` holds every token back while cleared; `lose` ends the engine under its requests.
+
+    `asleep` is the level while it sleeps, `slept` every level so far. Set `canary` to the weights
+    that a wake is to leave behind.
+    """
 
     reply: Reply = echo_reply
     capacity: int = 1024
     running: int = 0
     generated: list[Sampling] = field(default_factory=list)
+    can_sleep: bool = False
+    canary: Canary = FIRST_CANARY
+    asleep: SleepLevel | None = None
+    slept: list[SleepLevel] = field(default_factory=list)
+    start_phases: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.go = asyncio.Event()
@@ -117,6 +129,21 @@ class FakeEngine:
 
     async def wait_lost(self) -> None:
         await self._lost.wait()
+
+    async def sleep(self, level: SleepLevel) -> None:
+        if self.running or not self.can_sleep:
+            raise RuntimeError("cannot sleep")
+        await self._allowed()
+        self.asleep = level
+        self.slept.append(level)
+
+    async def wake(self) -> None:
+        await self._allowed()
+        self.asleep = None
+
+    async def check(self) -> Canary:
+        await self._allowed()
+        return self.canary
 
     def stats(self) -> EngineStats:
         return EngineStats(unfinished_requests=self.running)
@@ -163,12 +190,16 @@ class FakeEngine:
 
 @dataclass
 class FakeBackend:
-    """`fails` names models whose engine does not start; `dimensions` are those of embeddings."""
+    """`fails` names models whose engine does not start; `dimensions` are those of embeddings.
+
+    Engines can sleep when `can_sleep` and their spec say so.
+    """
 
     max_model_len: int = 2048
     fails: frozenset[str] = frozenset()
     reply: Reply = echo_reply
     dimensions: Sequence[int] = ()
+    can_sleep: bool = False
     engines: dict[str, FakeEngine] = field(default_factory=dict)
 
     async def prompts(self, spec: EngineSpec) -> FakePrompts:
@@ -183,7 +214,8 @@ class FakeBackend:
                 raise EngineStartError(
                     f"model {spec.model_id}: cannot load its LoRAs: {lora.id} is not there"
                 )
-        self.engines[spec.model_id] = FakeEngine(self.reply)
+        can_sleep = self.can_sleep and spec.sleep
+        self.engines[spec.model_id] = FakeEngine(self.reply, can_sleep=can_sleep)
         return self.engines[spec.model_id]
 
 

@@ -1,5 +1,6 @@
 """What passes between the API and an engine. Knows neither HTTP nor vLLM."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,10 @@ import msgspec
 
 FinishReason = Literal["stop", "length"]
 Task = Literal["generate", "embed"]
+# 1 keeps the weights in the host's memory; 2 keeps nothing, and wakes from the checkpoint.
+SleepLevel = Literal[1, 2]
+# How alike two embeddings of the same text by the same weights are at least.
+MIN_COSINE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +27,11 @@ class LoraSpec:
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """Everything that is needed to start one model, resolved to this host."""
+    """Everything that is needed to start one model, resolved to this host.
+
+    `devices` are the GPUs that its engine sees, as the server counts them; all when there are none.
+    `sleep` makes the engine able to, where the platform is.
+    """
 
     model_id: str
     checkpoint: Path
@@ -39,6 +48,8 @@ class EngineSpec:
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     loras: tuple[LoraSpec, ...] = ()
+    devices: tuple[int, ...] = ()
+    sleep: bool = False
     engine_args: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -209,3 +220,23 @@ class Step(msgspec.Struct):
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     unfinished_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """What a model makes of a fixed prompt: tokens, or an embedding model's vector."""
+
+    token_ids: tuple[int, ...] = ()
+    vector: tuple[float, ...] = ()
+
+    def agrees(self, other: "Canary") -> bool:
+        """Whether the same weights can have made both. What is not a number agrees with nothing."""
+        if self.token_ids != other.token_ids or len(self.vector) != len(other.vector):
+            return False
+        return not self.vector or _cosine(self.vector, other.vector) >= MIN_COSINE
+
+
+def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    dot = sum(a * b for a, b in zip(one, other, strict=True))
+    lengths = math.hypot(*one) * math.hypot(*other)
+    return dot / lengths if lengths else math.nan

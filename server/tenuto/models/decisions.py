@@ -1,14 +1,18 @@
 """Which model is loaded next, and which ones make room: pure, from a snapshot of all of them."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-State = Literal["cold", "loading", "ready", "unloading", "failed"]
-# These have memory: a model that is being unloaded has it until it is gone.
-OCCUPYING = ("loading", "ready", "unloading")
-Fits = Callable[[frozenset[str]], bool]
+State = Literal["cold", "loading", "ready", "suspending", "asleep", "waking", "unloading", "failed"]
+CHANGING = ("loading", "suspending", "waking", "unloading")
+# These have the memory of a running engine: one that is leaving has it until it is gone.
+AWAKE = ("ready", *CHANGING)
+Ids = frozenset[str]
+# Whether models that are awake, and others that sleep beside them, have room together.
+Fits = Callable[[Ids, Ids], bool]
+NONE: Ids = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +20,9 @@ class Snapshot:
     """One model. Times are of one monotonic clock, in seconds.
 
     `waiting_since` is when the longest waiting request came, None without any. `wanted` is one to
-    be loaded though nobody waits: its engine was lost, or it was asked for at the start. Not
-    before `retry_at` is it tried again.
+    be loaded though nobody waits: its engine was lost, or its owner asked for it. Not before
+    `retry_at` is it tried again. `dismissed` says where its owner wants it as soon as its requests
+    have ended. One that `can_sleep` does so instead of being unloaded, where memory allows.
     """
 
     id: str
@@ -30,6 +35,8 @@ class Snapshot:
     wanted: bool = False
     pinned: bool = False
     idle_ttl_s: float | None = None
+    can_sleep: bool = False
+    dismissed: Literal["asleep", "cold"] | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -38,12 +45,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Decision:
-    """`hold`: hand out no more leases, so that the model can go. `impossible`: too large, whatever
-    were unloaded. `again_at`: when to decide anew though nothing has happened."""
+    """`load` also wakes. `hold`: hand out no more leases, so that the model can go. `impossible`:
+    too large, whatever were unloaded. `again_at`: when to decide anew though nothing happened."""
 
     load: str | None = None
+    suspend: tuple[str, ...] = ()
     unload: tuple[str, ...] = ()
-    hold: frozenset[str] = frozenset()
+    hold: Ids = NONE
     impossible: tuple[str, ...] = ()
     again_at: float = math.inf
 
@@ -57,68 +65,114 @@ def decide(models: Sequence[Snapshot], fits: Fits, now: float, turn_s: float) ->
     fits, a request waits at most for `turn_s`, the longest running request of each, and two
     switches.
     """
-    expired = tuple(m.id for m in models if _ttl_end(m) <= now)
-    again_at = min((_ttl_end(m) for m in models if _ttl_end(m) > now), default=math.inf)
     needing = sorted(filter(_needs_loading, models), key=_urgency)
-    again_at = min([again_at, *(m.retry_at for m in needing if m.retry_at > now)])
-    if any(m.state in ("loading", "unloading") for m in models):
-        return Decision(unload=expired, again_at=again_at)
-    impossible = []
+    decision = _going(models, fits, now)
+    retries = [m.retry_at for m in needing if m.retry_at > now]
+    decision = replace(decision, again_at=min([decision.again_at, *retries]))
+    if any(m.state in CHANGING for m in models):
+        return decision
+    awake, asleep = (ids_of(filter(_stays, group)) for group in _by_memory(models))
     for model in needing:
         if model.retry_at > now:
             continue
-        if not fits(frozenset({model.id, *(m.id for m in models if _stays(m))})):
-            impossible.append(model.id)
-            continue
-        return _make_room(model, models, fits, now, turn_s, expired, tuple(impossible), again_at)
-    return Decision(unload=expired, impossible=tuple(impossible), again_at=again_at)
+        if fits(awake | {model.id}, asleep - {model.id}):
+            return _with_room(decision, model, models, fits, now, turn_s)
+        decision = replace(decision, impossible=(*decision.impossible, model.id))
+    return decision
 
 
-def _make_room(
+def ids_of(models: Iterable[Snapshot]) -> Ids:
+    return frozenset(m.id for m in models)
+
+
+def _by_memory(models: Sequence[Snapshot]) -> tuple[list[Snapshot], list[Snapshot]]:
+    """Those with an engine: the awake, and the sleeping."""
+    return [m for m in models if m.state in AWAKE], [m for m in models if m.state == "asleep"]
+
+
+def _going(models: Sequence[Snapshot], fits: Fits, now: float) -> Decision:
+    """Those that leave though nobody needs their room: unused for too long, or dismissed."""
+    unload = [m.id for m in models if _ttl_end(m) <= now]
+    unload += [m.id for m in models if m.state == "asleep" and m.dismissed == "cold"]
+    awake, asleep = map(ids_of, _by_memory(models))
+    suspend: list[str] = []
+    dismissed = [m for m in models if m.state == "ready" and m.dismissed]
+    for m in dismissed:
+        if m.leases == 0 and m.id not in unload:
+            sleepers = asleep | {*suspend, m.id}
+            may_sleep = m.can_sleep and m.dismissed == "asleep" and fits(awake - sleepers, sleepers)
+            (suspend if may_sleep else unload).append(m.id)
+    ends = [_ttl_end(m) for m in models if _ttl_end(m) > now]
+    return Decision(
+        suspend=tuple(suspend),
+        unload=tuple(unload),
+        hold=ids_of(dismissed),
+        again_at=min(ends, default=math.inf),
+    )
+
+
+def _with_room(
+    going: Decision,
     model: Snapshot,
     models: Sequence[Snapshot],
     fits: Fits,
     now: float,
     turn_s: float,
-    expired: tuple[str, ...],
-    impossible: tuple[str, ...],
-    again_at: float,
 ) -> Decision:
-    loaded = frozenset(m.id for m in models if m.state in OCCUPYING) - set(expired)
-    if fits(loaded | {model.id}):
-        load = None if expired else model.id
-        return Decision(load, expired, impossible=impossible, again_at=again_at)
-    ends = {m.id: _turn_end(m, model, turn_s) for m in models if _may_go(m) and m.id in loaded}
-    victims = _victims(model, [m for m in models if ends.get(m.id, math.inf) <= now], loaded, fits)
-    again_at = min([again_at, *(end for end in ends.values() if end > now)])
+    """Loads the model, or lets others make room for it first."""
+    gone = {*going.suspend, *going.unload}
+    awake, asleep = _by_memory([m for m in models if m.id not in going.unload])
+    others = [m for m in asleep if m.id != model.id]
+    staying = ids_of(awake) - gone
+    if fits(staying | {model.id}, ids_of(others) | {*going.suspend}):
+        return going if gone else replace(going, load=model.id)
+    ends = {m.id: _turn_end(m, model, turn_s) for m in awake if _may_go(m) and m.id in staying}
+    again_at = min([going.again_at, *(end for end in ends.values() if end > now)])
+    candidates = [m for m in awake if ends.get(m.id, math.inf) <= now]
+    pinned = ids_of(filter(_stays, others))
+    victims = _victims(candidates, lambda ids: fits(staying - ids | {model.id}, pinned))
     if victims is None:
-        return Decision(unload=expired, impossible=impossible, again_at=again_at)
-    hold = frozenset(m.id for m in victims)
-    busy = any(m.leases for m in victims)
-    unload = expired if busy else (*expired, *hold)
-    return Decision(None, unload, hold, impossible, again_at)
+        return replace(going, again_at=again_at)
+    held = replace(going, hold=going.hold | ids_of(victims), again_at=again_at)
+    if any(m.leases for m in victims):
+        return held
+    kept = _sleepers(staying - ids_of(victims) | {model.id}, [*others, *victims], fits)
+    return replace(
+        held,
+        suspend=(*going.suspend, *(m.id for m in victims if m.id in kept)),
+        unload=(*going.unload, *(m.id for m in [*victims, *others] if m.id not in kept)),
+    )
 
 
 def _victims(
-    model: Snapshot, candidates: Sequence[Snapshot], loaded: frozenset[str], fits: Fits
+    candidates: Sequence[Snapshot], suffices: Callable[[Ids], bool]
 ) -> list[Snapshot] | None:
-    """As few as make room, the least recently used of the idle ones first; None: not enough."""
+    """As few as suffice when they are gone, the least recently used of the idle ones first; None
+    when all of them do not. Sleepers do not count here: whichever is in the way can go."""
     chosen: list[Snapshot] = []
     for candidate in sorted(candidates, key=lambda m: (not m.is_idle, m.used_at)):
-        if fits(loaded - {m.id for m in chosen} | {model.id}):
+        if suffices(ids_of(chosen)):
             break
         chosen.append(candidate)
     for spared in list(chosen):
-        others = {m.id for m in chosen if m is not spared}
-        if fits(loaded - others | {model.id}):
+        if suffices(ids_of(chosen) - {spared.id}):
             chosen.remove(spared)
-    return chosen if fits(loaded - {m.id for m in chosen} | {model.id}) else None
+    return chosen if suffices(ids_of(chosen)) else None
+
+
+def _sleepers(awake: Ids, candidates: Sequence[Snapshot], fits: Fits) -> Ids:
+    """Which of them may sleep beside those awake: pinned ones, then the most recently used."""
+    kept: Ids = NONE
+    for m in sorted(candidates, key=lambda m: (not m.pinned, -m.used_at)):
+        if (m.can_sleep or m.state == "asleep") and fits(awake, kept | {m.id}):
+            kept |= {m.id}
+    return kept
 
 
 def _needs_loading(model: Snapshot) -> bool:
     """Also one that failed, once its back-off is over."""
     is_asked_for = model.waiting_since is not None or model.wanted
-    return model.state in ("cold", "failed") and is_asked_for
+    return model.state in ("cold", "asleep", "failed") and is_asked_for
 
 
 def _urgency(model: Snapshot) -> float:
@@ -126,7 +180,7 @@ def _urgency(model: Snapshot) -> float:
 
 
 def _stays(model: Snapshot) -> bool:
-    return model.pinned and model.state in OCCUPYING
+    return model.pinned and not model.dismissed
 
 
 def _may_go(model: Snapshot) -> bool:
@@ -141,6 +195,7 @@ def _turn_end(model: Snapshot, waiting: Snapshot, turn_s: float) -> float:
 
 
 def _ttl_end(model: Snapshot) -> float:
-    if model.state != "ready" or model.pinned or not model.is_idle or model.idle_ttl_s is None:
+    has_engine = model.state in ("ready", "asleep") and model.is_idle
+    if not has_engine or model.pinned or model.idle_ttl_s is None:
         return math.inf
     return model.used_at + model.idle_ttl_s

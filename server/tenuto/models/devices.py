@@ -1,22 +1,20 @@
-"""The GPUs that models share, named by hand or found, and which models have room on them."""
+"""The memory that models share, of GPUs and of the host: named by hand or found."""
 
-import logging
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 
-from tenuto.errors import CheckpointError, ConfigError, quoted
-from tenuto.models.decisions import Fits
-from tenuto.models.planner import Device, Need, placement
-from tenuto.models.registry import Entry, bytes_of
-from tenuto.models.sizes import need_of
+from tenuto.errors import ConfigError, quoted
+from tenuto.models.planner import Device
+from tenuto.models.registry import bytes_of
 
-logger = logging.getLogger(__name__)
 GPUS = re.compile(r"(.+?) ?(?:[x*\u00d7] ?([1-9]\d?))?")
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
 NVIDIA_SMI_TIMEOUT_S = 20
+# Sleeping weights are pinned: the system needs the rest of its memory for everything else.
+SLEEP_SHARE = 0.8
 
 
 def devices_of(texts: Iterable[str], option: str) -> tuple[Device, ...]:
@@ -39,6 +37,16 @@ def installed_devices() -> tuple[Device, ...]:
     return tuple(Device(index, size) for index, size in enumerate(sizes))
 
 
+def sleep_bytes_of(text: str | None, option: str) -> int:
+    """Of the host, for sleeping models: as named, else a share of what it has.
+
+    Errors: `ConfigError`, which names the option.
+    """
+    if text is not None:
+        return size_bytes(option, text)
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * SLEEP_SHARE)
+
+
 def size_bytes(option: str, text: str) -> int:
     try:
         size = int(bytes_of(text))
@@ -47,34 +55,6 @@ def size_bytes(option: str, text: str) -> int:
     if size <= 0:
         raise ConfigError(f"{option}: should be more than 0, got {quoted(text)}")
     return size
-
-
-def room_on(devices: Sequence[Device], entries: Iterable[Entry]) -> Fits:
-    """Whether models lie side by side on these devices.
-
-    One of unknown size has them alone, and one without a KV budget its own: vLLM gives it the rest.
-    """
-    needs = {}
-    for entry in entries:
-        try:
-            needs[entry.id] = _whole(need_of(entry), devices)
-        except CheckpointError as error:
-            logger.warning("%s; it is loaded alone", error.message)
-
-    def fits(models: frozenset[str]) -> bool:
-        if models <= needs.keys():
-            return placement([needs[name] for name in models], devices) is not None
-        return len(models) == 1
-
-    return fits
-
-
-def _whole(need: Need, devices: Sequence[Device]) -> Need:
-    """With the KV cache that it takes when nothing bounds it."""
-    rest_bytes = min(device.usable_bytes for device in devices) - need.fixed_bytes
-    if need.gpu_memory_bytes is not None or rest_bytes < need.context_bytes:
-        return need
-    return replace(need, gpu_memory_bytes=rest_bytes)
 
 
 def _sizes(text: str, option: str) -> list[int]:

@@ -14,6 +14,12 @@ BLOCK_TOKENS = 16
 # No shorter context is offered as a way to make a model fit.
 MIN_CONTEXT_TOKENS = 8192
 CONTEXT_STEP_TOKENS = 1024
+ASLEEP_BYTES = 3 * 2**29
+"""What a sleeping engine keeps of each of its GPUs: its CUDA context and graphs. An estimate: some
+hundreds of MiB to more than one GiB have been reported."""
+# For so many sleepers memory is kept free when there is host memory for them; more of them sleep
+# only where some is left.
+NUM_RESERVED_SLEEPERS = 2
 
 
 def gib(num_bytes: int) -> str:
@@ -195,10 +201,11 @@ def placement(
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """`loaded` models lie side by side on their devices, with their KV budgets for each GPU.
+    """`loaded` models lie side by side on their devices.
 
     `swaps` has for each other model those that must leave for it; a model in none of them never
-    fits, alone or beside the pinned ones.
+    fits, alone or beside the pinned ones. `kv_bytes` are the KV budgets of all that fit, for each
+    GPU: the loaded ones share what is left, another takes what it finds then.
     """
 
     loaded: dict[str, tuple[int, ...]]
@@ -208,15 +215,42 @@ class Together:
 
 def together(needs: Sequence[Need], host: Host) -> Together:
     """As many as fit, pinned ones first, then in the given order; and what the others cost."""
-    pinned = [need for need in needs if need.pinned]
-    group = _side_by_side([*pinned, *needs], host)
+    devices = _beside_sleepers(needs, host)
+    group = _side_by_side([*(need for need in needs if need.pinned), *needs], devices)
+    placed = placement(group, devices) or {}
+    kv_bytes = kv_budgets(group, devices, placed)
+    loaded = [replace(need, gpu_memory_bytes=kv_bytes[need.model_id]) for need in group]
+    pinned = [need for need in loaded if need.pinned]
     swaps = {}
     for need in (need for need in needs if need not in group):
-        staying = _side_by_side([*pinned, need, *group], host)
+        staying = _side_by_side([*pinned, need, *loaded], devices)
         if need in staying:
-            swaps[need.model_id] = tuple(n.model_id for n in group if n not in staying)
-    placed = placement(group, host.devices) or {}
-    return Together(placed, kv_budgets(group, host.devices, placed), swaps)
+            swaps[need.model_id] = tuple(n.model_id for n in loaded if n not in staying)
+            kv_bytes[need.model_id] = _rest_bytes(need, staying, devices)
+    return Together(placed, kv_bytes, swaps)
+
+
+def _rest_bytes(need: Need, staying: Sequence[Need], devices: Sequence[Device]) -> int:
+    """The KV budget of one that takes all that the others leave on its GPUs."""
+    placed = placement(staying, devices) or {}
+
+    def on(device: Device) -> int:
+        here = (n for n in staying if n is not need and device.index in placed[n.model_id])
+        return kv_budget(need, device.usable_bytes - sum(n.least_bytes for n in here))
+
+    return min(on(device) for device in devices if device.index in placed[need.model_id])
+
+
+def _beside_sleepers(needs: Sequence[Need], host: Host) -> tuple[Device, ...]:
+    """The devices less what some sleepers keep of them, unless a model would not fit then."""
+    num_sleepers = min(NUM_RESERVED_SLEEPERS, len(sleepers(needs, host.sleep_bytes)))
+    reserved = tuple(
+        replace(device, taken_bytes=device.taken_bytes + num_sleepers * ASLEEP_BYTES)
+        for device in host.devices
+    )
+    fitting = [need for need in needs if isinstance(alone(need, host.devices), Fit)]
+    spared = all(isinstance(alone(need, reserved), Fit) for need in fitting)
+    return reserved if spared else host.devices
 
 
 def kv_budgets(
@@ -243,11 +277,11 @@ def sleepers(needs: Sequence[Need], sleep_bytes: int) -> tuple[str, ...]:
     return tuple(need.model_id for need in asleep)
 
 
-def _side_by_side(needs: Sequence[Need], host: Host) -> list[Need]:
+def _side_by_side(needs: Sequence[Need], devices: Sequence[Device]) -> list[Need]:
     """Each that still fits beside those before it."""
     group: list[Need] = []
     for need in needs:
-        if need not in group and placement([*group, need], host.devices) is not None:
+        if need not in group and placement([*group, need], devices) is not None:
             group.append(need)
     return group
 

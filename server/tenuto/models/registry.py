@@ -92,7 +92,15 @@ class Served(BaseModel):
     system_prompt: Literal["native", "merge", "reject"] = "native"
     load: Literal["eager", "on_demand"] = "on_demand"
     pinned: bool = Field(False, description="never unloaded to make room")
-    idle_ttl: float | None = Field(None, gt=0, description="seconds unused until it is unloaded")
+    idle_ttl: float | None = Field(
+        None, gt=0, description="seconds unused until it is unloaded, also from its sleep"
+    )
+    sleep_level: Literal[0, 1, 2] = Field(
+        1, description="1: weights wait in host memory; 2: they are read again; 0: never sleeps"
+    )
+    wait: Literal["silent", "stream"] = Field(
+        "silent", description="`stream`: streams begin with comments while the model loads"
+    )
     license: str | None = None
     trust_remote_code: bool = False
     tool_parser: str | None = Field(None, description="vLLM's name; for tool_choice auto")

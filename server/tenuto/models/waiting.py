@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tenuto.models.pool import Lease
+    from tenuto.models.slot import Lease
 
 
 @dataclass(eq=False)
