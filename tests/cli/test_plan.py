@@ -67,8 +67,9 @@ def test_what_fits_on_one_gpu(models: Path) -> None:
     assert "far: unknown until it is pulled: tenuto models pull far" in shown
     assert "far ? ? ? ? ? ? ?" in shown
     together = shown[shown.index("Together") :]
-    assert "big 0 29.2 GiB 95,728" in together
-    assert "small 0 14.6 GiB 95,728" in together
+    # Less what two sleepers keep of the GPU: `other` takes turns.
+    assert "big 0 27.2 GiB 89,184" in together
+    assert "small 0 13.6 GiB 89,184" in together
     assert "swap: other in place of big" in together
     assert together[-1] == "Asleep in 256.0 GiB of host memory: big, other, small"
 

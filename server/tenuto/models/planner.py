@@ -215,19 +215,39 @@ class Together:
 
 def together(needs: Sequence[Need], host: Host) -> Together:
     """As many as fit, pinned ones first, then in the given order; and what the others cost."""
-    devices = _beside_sleepers(needs, host)
-    group = _side_by_side([*(need for need in needs if need.pinned), *needs], devices)
+    group = _side_by_side([*(need for need in needs if need.pinned), *needs], host.devices)
+    devices = _beside_sleepers(needs, group, host)
+    group = _leaving_room(group, [need for need in needs if need not in group], devices)
     placed = placement(group, devices) or {}
     kv_bytes = kv_budgets(group, devices, placed)
     loaded = [replace(need, gpu_memory_bytes=kv_bytes[need.model_id]) for need in group]
     pinned = [need for need in loaded if need.pinned]
     swaps = {}
-    for need in (need for need in needs if need not in group):
+    for need in (need for need in needs if need.model_id not in placed):
         staying = _side_by_side([*pinned, need, *loaded], devices)
         if need in staying:
             swaps[need.model_id] = tuple(n.model_id for n in loaded if n not in staying)
             kv_bytes[need.model_id] = _rest_bytes(need, staying, devices)
     return Together(placed, kv_bytes, swaps)
+
+
+def _leaving_room(
+    group: Sequence[Need], others: Sequence[Need], devices: Sequence[Device]
+) -> list[Need]:
+    """The group, its pinned models with no more KV cache than each would have beside each of the
+    others: what never leaves must leave room."""
+    limits: dict[str, int] = {}
+    pinned = [need for need in group if need.pinned]
+    for other in others:
+        beside = [*pinned, other]
+        placed = placement(beside, devices)
+        budgets = kv_budgets(beside, devices, placed) if placed is not None else {}
+        for model_id, kv_bytes in budgets.items():
+            limits[model_id] = min(kv_bytes, limits.get(model_id, kv_bytes))
+    return [
+        replace(need, gpu_memory_bytes=limits.get(need.model_id, need.gpu_memory_bytes))
+        for need in group
+    ]
 
 
 def _rest_bytes(need: Need, staying: Sequence[Need], devices: Sequence[Device]) -> int:
@@ -241,16 +261,23 @@ def _rest_bytes(need: Need, staying: Sequence[Need], devices: Sequence[Device]) 
     return min(on(device) for device in devices if device.index in placed[need.model_id])
 
 
-def _beside_sleepers(needs: Sequence[Need], host: Host) -> tuple[Device, ...]:
-    """The devices less what some sleepers keep of them, unless a model would not fit then."""
+def _beside_sleepers(
+    needs: Sequence[Need], group: Sequence[Need], host: Host
+) -> tuple[Device, ...]:
+    """The devices less what some sleepers keep of them; whole if nobody takes turns with the group,
+    or if one of the models would lose its place."""
+    fitting = [need for need in needs if isinstance(alone(need, host.devices), Fit)]
+    if len(fitting) == len(group):
+        return host.devices
     num_sleepers = min(NUM_RESERVED_SLEEPERS, len(sleepers(needs, host.sleep_bytes)))
     reserved = tuple(
         replace(device, taken_bytes=device.taken_bytes + num_sleepers * ASLEEP_BYTES)
         for device in host.devices
     )
-    fitting = [need for need in needs if isinstance(alone(need, host.devices), Fit)]
-    spared = all(isinstance(alone(need, reserved), Fit) for need in fitting)
-    return reserved if spared else host.devices
+    displaced = any(isinstance(alone(need, reserved), Misfit) for need in fitting)
+    if displaced or placement(group, reserved) is None:
+        return host.devices
+    return reserved
 
 
 def kv_budgets(
