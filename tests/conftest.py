@@ -145,7 +145,7 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
             registry=registry,
             pool=pool,
             keys=setup.keys,
-            metrics=Metrics(pool.unfinished),
+            metrics=Metrics(pool.unfinished, pool.failed_wakes),
             bounds=setup.bounds,
             eager=setup.eager,
             strict_params=setup.strict_params,

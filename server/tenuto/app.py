@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tenuto.api.admin import AdminRoutes
 from tenuto.api.edge import Edge, error_response
 from tenuto.api.embed import EmbeddingRoutes
 from tenuto.api.generate import GenerationRoutes
@@ -56,10 +57,14 @@ def _add_routes(app: FastAPI, services: Services) -> None:
     """Fixed routes first: a model's id may hold `/`, and the model in the path wins."""
     generation, tokens = GenerationRoutes(services), TokenRoutes(services)
     models, health = ModelRoutes(services), HealthRoutes(services)
+    admin = AdminRoutes(services)
     _add(app, "GET", "/health", health.health)
     _add(app, "GET", "/health/liveliness", health.liveliness)
     _add(app, "GET", "/health/readiness", health.readiness)
     _add(app, "GET", "/metrics", health.metrics)
+    _add(app, "GET", "/admin/models", admin.models)
+    for action in (admin.load, admin.sleep, admin.unload):
+        _add(app, "POST", f"/admin/models/{{name:path}}/{action.__name__}", action)
     _add(app, "POST", "/utils/token_counter", tokens.token_counter, "CounterRequest")
     _add(app, "POST", "/tokenize", tokens.tokenize, "TokenizeRequest")
     _add(app, "POST", "/detokenize", tokens.detokenize, "DetokenizeRequest")

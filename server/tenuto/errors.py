@@ -9,6 +9,7 @@ TenutoError
     │   └── UnknownModel     400
     ├── BadRequest           400  a value, a type or a contradiction
     ├── AuthError            401
+    │   └── NotAdmin         403
     ├── NotFound             404
     ├── MethodNotAllowed     405
     ├── TooLarge             413, 431
@@ -78,6 +79,10 @@ class BadRequest(ApiError):
 class AuthError(ApiError):
     status = 401
     type = "auth_error"
+
+
+class NotAdmin(AuthError):
+    status = 403
 
 
 class UnknownKey(AuthError):

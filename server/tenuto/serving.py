@@ -2,16 +2,20 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
+from collections.abc import Coroutine
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from tenuto.api.services import Services
 from tenuto.errors import ConfigError, TenutoError
+from tenuto.reload import Reloader
 
 logger = logging.getLogger(__name__)
 CLOSE_CONNECTIONS_S = 5
@@ -23,7 +27,15 @@ class Server(uvicorn.Server):
     """uvicorn closes its listener on the first signal; this one keeps answering 503 while the
     running requests finish, then closes. A second signal ends at once."""
 
-    def __init__(self, app: FastAPI, services: Services, drain_s: float) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        services: Services,
+        drain_s: float,
+        reloader: Reloader | None = None,
+        *,
+        watch: bool = False,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -37,7 +49,21 @@ class Server(uvicorn.Server):
         self._signalled_s = 0.0
         self._services = services
         self._drain_s = drain_s
-        self._draining: asyncio.Task[None] | None = None
+        self._reloader, self._watch = reloader, watch
+        self._has_terminal = os.isatty(0)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._reloader is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+            if self._watch:
+                self._begin(self._reloader.watch())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -56,8 +82,21 @@ class Server(uvicorn.Server):
         self.failed = True
         self.should_exit = True
 
+    def _hang_up(self) -> None:
+        """A supervisor's wish to read the registry again, or the end of the user's terminal."""
+        assert self._reloader is not None
+        if self._has_terminal and not _has_terminal():
+            self.handle_exit(signal.SIGTERM, None)
+        else:
+            self._begin(self._reloader.reload())
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _start_draining(self) -> None:
-        self._draining = asyncio.create_task(self._drain())
+        self._begin(self._drain())
 
     async def _drain(self) -> None:
         if not await self._services.gate.drain(self._drain_s):
@@ -65,6 +104,14 @@ class Server(uvicorn.Server):
         # Engines first: a stream that is cut this way ends with an error event.
         await self._services.pool.close(0)
         self.should_exit = True
+
+
+def _has_terminal() -> bool:
+    try:
+        os.tcgetpgrp(0)
+    except OSError:
+        return False
+    return True
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     )
     api_key_file: Path | None = Field(None, description="file with one API key per line")
     admin_key_file: Path | None = Field(None, description="file with one admin key per line")
+    watch: bool = Field(False, description="read the registry again whenever its file changes")
     no_auth: bool = Field(False, description="allow an open server on any address")
     cors_origins: list[str] = Field(default=[], description="origins that browsers may call from")
     strict_params: bool = Field(False, description="refuse parameters that nothing acts upon")

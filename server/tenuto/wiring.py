@@ -1,5 +1,7 @@
 """Puts the parts together for `tenuto serve`."""
 
+from pathlib import Path
+
 from tenuto.access.keys import Keys
 from tenuto.api.services import Services
 from tenuto.app import build_app
@@ -8,15 +10,17 @@ from tenuto.engine.lazy import LazyVllm
 from tenuto.models.devices import devices_of, installed_devices, sleep_bytes_of
 from tenuto.models.planner import Host
 from tenuto.models.pool import Pool, Terms
-from tenuto.models.registry import Registry
+from tenuto.models.registry import Registry, chosen_models
 from tenuto.models.room import GpuRoom, Room
 from tenuto.observe.metrics import Metrics
+from tenuto.reload import Reloader
 from tenuto.serving import Server
 from tenuto.settings import Settings
 
 
 def server_of(
     settings: Settings,
+    path: Path,
     registry: Registry,
     keys: Keys,
     eager: tuple[str, ...],
@@ -28,14 +32,15 @@ def server_of(
         registry=registry,
         pool=pool,
         keys=keys,
-        metrics=Metrics(pool.unfinished),
+        metrics=Metrics(pool.unfinished, pool.failed_wakes),
         bounds=settings.bounds,
         eager=eager,
         strict_params=settings.strict_params,
         keep_alive_s=settings.keep_alive_s,
     )
     app = build_app(services, settings.cors_origins, on_failure=lambda error: server.fail(error))
-    server = Server(app, services, settings.drain_s)
+    reloader = Reloader(path, registry, pool, lambda found: chosen_models(found, settings.models))
+    server = Server(app, services, settings.drain_s, reloader, watch=settings.watch)
     return server
 
 

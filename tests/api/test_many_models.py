@@ -14,7 +14,7 @@ from tenuto.engine.types import EngineSpec
 from tenuto.models.pool import Terms
 from tests.conftest import MODEL, Running, Serve
 from tests.models.pools import ClosableEngine, HeldBackend, Limited, only
-from tests.sse import DONE, chat_body, choices_of, connected, events, request_bytes
+from tests.sse import DONE, chat_body, choices_of, connected, events, read_until, request_bytes
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
 COLD = {"models": [{"id": MODEL}, {"id": "cold"}], "eager": ()}
@@ -224,3 +224,63 @@ def test_the_end_of_the_server_ends_the_wait_for_a_model(
     assert "shutting down" in response.json()["error"]["message"]
     server.wait_ended()
     assert "shutting down" not in caplog.text
+
+
+WAIT = {"models": [{"id": MODEL}, {"id": "cold", "wait": "stream"}], "eager": ()}
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 1, "best_of": 2}])
+def test_a_stream_that_begins_while_its_model_loads(serve: Serve, fields: dict[str, Any]) -> None:
+    backend = held()
+    server = serve(**WAIT, backend=backend, keep_alive_s=0.05)
+    with connected(server.url) as client:
+        body = body_for("cold", stream=True, **fields)
+        client.sendall(request_bytes(PATHS[0], body))
+        begun = read_until(client, b": keep-alive\n\n\r\n")
+        assert begun.startswith(b"HTTP/1.1 200 OK")
+        assert b"data:" not in begun
+        read_until(client, b": keep-alive\n\n\r\n")
+        server.call(backend.told.set)
+        assert b'"finish_reason":"stop"' in read_until(client, b"data: [DONE]")
+    server.left()
+
+
+def test_a_stream_that_has_begun_and_whose_model_does_not_load(serve: Serve) -> None:
+    backend = NamingBackend(errors=[RuntimeError("no")] * 3)
+    server = serve(**WAIT, backend=backend)
+    response = server.chat(model="cold", stream=True)
+    assert response.status_code == 200
+    assert events(response.text)[-1]["error"]["code"] == "503"
+    server.left()
+
+
+def test_a_client_that_leaves_a_stream_whose_model_loads(serve: Serve) -> None:
+    backend = held()
+    server = serve(**WAIT, backend=backend)
+    with connected(server.url) as client:
+        client.sendall(request_bytes(PATHS[0], body_for("cold", stream=True)))
+        read_until(client, b": keep-alive")
+    gone(server)
+    server.call(backend.told.set)
+    server.left()
+
+
+def test_ready_models_stream_with_their_true_status(serve: Serve) -> None:
+    server = serve(**{**WAIT, "eager": ("cold",)}, backend=NamingBackend())
+    server.engine("cold")
+    response = server.chat(model="cold", stream=True, temperature=9)
+    assert response.status_code == 400
+    assert not server.chat(model="cold", stream=True).text.startswith(":")
+
+
+@pytest.mark.parametrize("header", ["x-stainless-read-timeout", "x-stainless-timeout"])
+def test_who_would_not_wait_so_long_is_told(serve: Serve, header: str) -> None:
+    """The OpenAI clients say how long they wait for the first byte."""
+    backend = held()
+    server = serve(**COLD, backend=backend)
+    response = server.client.post(PATHS[0], json=body_for("cold"), headers={header: "0.2"})
+    assert response.status_code == 503
+    assert "not ready within 0.2 s" in response.json()["error"]["message"]
+    assert int(response.headers["retry-after"]) > 1
+    server.call(backend.told.set)
+    server.left()

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from tenuto.access.keys import Keys
-from tenuto.cli.serve import chosen_models, registry_path, require_keys
+from tenuto.cli.serve import registry_path, require_keys
 from tenuto.errors import ConfigError
-from tenuto.models.registry import Registry
+from tenuto.models.registry import chosen_models, Registry
 from tenuto.settings import Settings
 from tests.conftest import make_adapter, make_registry
 

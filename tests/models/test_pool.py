@@ -100,12 +100,12 @@ async def test_the_start_loads_one_model_after_the_other(tmp_path: Path) -> None
         rig.backend.told.clear()
         loading = asyncio.create_task(rig.pool.load(["b", "a"]))
         await until(lambda: rig.backend.starts == ["b"])
-        assert not rig.pool.started
+        assert not rig.pool.started.is_set()
         rig.backend.told.set()
         await loading
         assert rig.backend.starts == ["b", "a"]
         assert rig.states() == {"a": "ready", "b": "ready"}
-        assert rig.pool.started
+        assert rig.pool.started.is_set()
 
 
 async def test_the_start_ends_with_the_first_error(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ async def test_the_start_ends_with_the_first_error(tmp_path: Path) -> None:
             await rig.pool.load(["a"])
         slot = rig.pool.slots["a"]
         assert (slot.state, slot.reason) == ("failed", "it did not load")
-        assert not rig.pool.started
+        assert not rig.pool.started.is_set()
 
 
 async def test_the_start_ends_with_a_model_that_can_never_fit(tmp_path: Path) -> None:

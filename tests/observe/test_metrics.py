@@ -20,10 +20,11 @@ def value(own: Running, name: str, **labels: str) -> float:
 
 
 def test_every_metric_is_documented_in_its_help() -> None:
-    text = Metrics(lambda: {"demo": 3}).render().decode()
+    text = Metrics(lambda: {"demo": 3}, lambda: {"demo": 1}).render().decode()
     names = re.findall(r"^# HELP (tenuto_\S+) \S+", text, re.MULTILINE)
     assert names == [
         "tenuto_engine_unfinished_requests",
+        "tenuto_model_failed_wakes_total",
         "tenuto_requests_total",
         "tenuto_request_duration_seconds",
         "tenuto_prompt_tokens_total",

@@ -48,8 +48,10 @@ def ignored_header(wire: WireRequest) -> dict[str, str]:
     return {IGNORED_HEADER: names}
 
 
-def json_response(answer: msgspec.Struct, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(answer), 200, headers, "application/json")
+def json_response(
+    answer: msgspec.Struct, headers: Mapping[str, str] | None = None, status: int = 200
+) -> Response:
+    return Response(msgspec.json.encode(answer), status, headers, "application/json")
 
 
 async def _read(request: Request, limit: int) -> bytes:

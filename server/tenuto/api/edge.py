@@ -8,13 +8,21 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenuto.api.exchange import CLIENT_LEFT, SCOPE_KEY, Exchange, request_id_of
+from tenuto.access.keys import Key
+from tenuto.api.exchange import (
+    CLIENT_LEFT,
+    SCOPE_KEY,
+    Exchange,
+    patience_of,
+    request_id_of,
+)
 from tenuto.api.services import Services
-from tenuto.errors import ApiError, InternalError, TooLarge, Unavailable, encoded
+from tenuto.errors import ApiError, InternalError, NotAdmin, TooLarge, Unavailable, encoded
 
 logger = logging.getLogger(__name__)
 OPEN_PATHS = {"/health", "/health/liveliness", "/health/readiness", "/openapi.json", "/docs"}
 OPEN_PREFIXES = ("/static/",)
+ADMIN_PREFIX = "/admin/"
 LOOPBACK = {"127.0.0.1", "::1"}
 
 
@@ -27,7 +35,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope[SCOPE_KEY] = Exchange(request_id_of(scope))
+        exchange = scope[SCOPE_KEY] = Exchange(request_id_of(scope), patience_s=patience_of(scope))
         began = time.monotonic()
         is_open = _is_open(scope["path"])
         if not is_open:
@@ -70,6 +78,8 @@ class Edge:
         if scope["path"] == "/metrics" and client and client[0] in LOOPBACK:
             return
         exchange.key = self._services.keys.authenticate(_authorization(scope))
+        if scope["path"].startswith(ADMIN_PREFIX) and not _is_admin(exchange.key):
+            raise NotAdmin("This route needs an admin key (TENUTO_ADMIN_KEYS).", param="key")
 
     def _record(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
         metrics = self._services.metrics
@@ -115,6 +125,10 @@ def _noting(send: Send, exchange: Exchange) -> Send:
 
 def _is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+
+
+def _is_admin(key: Key | None) -> bool:
+    return key is not None and key.role == "admin"
 
 
 def _authorization(scope: Scope) -> str | None:

@@ -49,15 +49,21 @@ class EmbeddingRoutes:
         judge_dimensions(wire.dimensions, prompts.facts)
         rendered = await render_inputs(batch, prompts)
         vectors = await again_once(
-            lambda: self._embedded(entry, rendered, wire.dimensions, exchange.queue_key)
+            lambda: self._embedded(entry, rendered, wire.dimensions, exchange)
         )
         exchange.tally = Tally.of(rendered)
         return json_response(embedding_answer(wire, vectors, exchange.tally), ignored_header(wire))
 
     async def _embedded(
-        self, entry: Entry, rendered: Sequence[Prompt], dimensions: int | None, key: str
+        self,
+        entry: Entry,
+        rendered: Sequence[Prompt],
+        dimensions: int | None,
+        exchange: Exchange,
     ) -> list[list[float]]:
-        lease = await self._services.pool.lease(entry, len(rendered), key)
+        lease = await self._services.pool.lease(
+            entry, len(rendered), exchange.queue_key, exchange.patience_s
+        )
         try:
             with lease.watched() as engine:
                 return await embedded(engine, rendered, dimensions)

@@ -1,7 +1,9 @@
 """One request and its answer, as the middleware and the routes share it."""
 
+import math
 import re
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -12,14 +14,18 @@ from tenuto.generation.usage import Tally
 
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CLIENT_LEFT = 499
+# The OpenAI clients for Python and Node say how long they wait for an answer's next byte.
+PATIENCE_HEADERS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 SCOPE_KEY = "tenuto.exchange"
 
 
 @dataclass
 class Exchange:
-    """`ended`: the answer's last byte was handed over; else the client left: a 499."""
+    """`ended`: the answer's last byte was handed over; else the client left: a 499. `patience_s` is
+    how long the client waits in silence, as far as it says."""
 
     request_id: str
+    patience_s: float = math.inf
     key: Key | None = None
     model: str = ""
     tally: Tally | None = None
@@ -46,3 +52,12 @@ def request_id_of(scope: Scope) -> str:
             if SAFE_ID.fullmatch(given):
                 return given
     return uuid.uuid4().hex
+
+
+def patience_of(scope: Scope) -> float:
+    for name, value in scope["headers"]:
+        if name in PATIENCE_HEADERS:
+            with suppress(ValueError):
+                seconds = float(value)
+                return seconds if seconds > 0 else math.inf
+    return math.inf

@@ -1,5 +1,6 @@
 """Chat and text completions: parse, judge, render, lease, generate, answer."""
 
+import math
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import Exchange, exchange_of
 from tenuto.api.retry import again_once
 from tenuto.api.services import Services, policy_of
-from tenuto.api.stream import EventStream, Replay, Steps, until_disconnect
+from tenuto.api.stream import EventStream, Replay, Steps, deferred, until_disconnect
 from tenuto.engine.types import ModelFacts, Prompt
 from tenuto.generation.answer import Head, returned
 from tenuto.generation.endpoint import CHAT, COMPLETION, Endpoint
@@ -20,8 +21,8 @@ from tenuto.generation.fold import Folded, fold
 from tenuto.generation.frames import step_of
 from tenuto.generation.run import Generation, start
 from tenuto.generation.translate import Plan
-from tenuto.models.slot import Lease
 from tenuto.models.registry import Entry, Target
+from tenuto.models.slot import Lease
 from tenuto.wire.parse import with_defaults
 from tenuto.wire.requests import GenerationRequest
 
@@ -53,13 +54,9 @@ class GenerationRoutes:
         job = await self._job(wire, target, endpoint)
         head = Head(f"{endpoint.id_prefix}{uuid.uuid4().hex}", int(time.time()), wire.model)
         headers = ignored_header(wire)
-        if job.plan.sampling.stream:
-            generation, _ = await again_once(lambda: self._start(job, exchange))
-            return self._stream(generation, job, head, exchange, headers)
-        folded = await again_once(lambda: self._fold(job, exchange))
         if job.plan.stream:
-            steps = step_of(returned(folded, job.prompts, job.plan), folded, job.plan)
-            return self._stream(Replay(steps), job, head, exchange, headers)
+            return await self._stream(job, head, exchange, headers)
+        folded = await again_once(lambda: self._fold(job, exchange))
         answer, exchange.tally = endpoint.answer(head, folded, job.prompts, job.plan)
         return json_response(answer, headers)
 
@@ -75,7 +72,9 @@ class GenerationRoutes:
         return _Job(entry, endpoint, plan, rendered, prompts.facts)
 
     async def _start(self, job: "_Job", exchange: Exchange) -> tuple[Generation, Lease]:
-        lease = await self._services.pool.lease(job.entry, job.sequences, exchange.queue_key)
+        lease = await self._services.pool.lease(
+            job.entry, job.sequences, exchange.queue_key, exchange.patience_s
+        )
         try:
             with lease.watched() as engine:
                 generation = await start(
@@ -97,12 +96,27 @@ class GenerationRoutes:
             with lease.watched():
                 return await fold(generation)
 
-    def _stream(
-        self, steps: Steps, job: "_Job", head: Head, exchange: Exchange, headers: dict[str, str]
+    async def _stream(
+        self, job: "_Job", head: Head, exchange: Exchange, headers: dict[str, str]
     ) -> EventStream:
+        """Until the first step every failure has its true status, unless the registry has the
+        client see comments while its model loads."""
+        early = job.entry.wait == "stream" and not self._services.pool.is_ready(job.entry)
+        if early:
+            exchange.patience_s = math.inf
+            steps: Steps = deferred(lambda: self._steps(job, exchange))
+        else:
+            steps = await self._steps(job, exchange)
         frames = job.endpoint.frames(head, job.prompts, job.plan)
         exchange.tally = frames.tally
-        return EventStream(steps, frames, self._services.keep_alive_s, headers)
+        return EventStream(steps, frames, self._services.keep_alive_s, headers, at_once=early)
+
+    async def _steps(self, job: "_Job", exchange: Exchange) -> Steps:
+        if job.plan.sampling.stream:
+            generation, _ = await again_once(lambda: self._start(job, exchange))
+            return generation
+        folded = await again_once(lambda: self._fold(job, exchange))
+        return Replay(step_of(returned(folded, job.prompts, job.plan), folded, job.plan))
 
 
 @dataclass(frozen=True)

@@ -89,5 +89,6 @@ class Services:
     def ready(self) -> bool:
         """The models of the start were loaded, and none of them has failed since; one that made
         room for another is loaded again when it is asked for."""
-        states = (self.pool.slots[model_id].state for model_id in self.eager)
-        return not self.gate.draining and self.pool.started and "failed" not in states
+        slots = [self.pool.slots[name] for name in self.eager if name in self.pool.slots]
+        failed = any(slot.state == "failed" for slot in slots)
+        return not self.gate.draining and self.pool.started.is_set() and not failed

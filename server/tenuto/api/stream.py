@@ -2,7 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+)
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -46,6 +54,13 @@ class Replay:
         pass
 
 
+async def deferred(begin: Callable[[], Awaitable[Steps]]) -> AsyncGenerator[Step, None]:
+    """Steps of which even the source is still awaited."""
+    async with aclosing(await begin()) as steps:
+        async for step in steps:
+            yield step
+
+
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
     """The result of `work`, which is cancelled and awaited when the client leaves first.
 
@@ -67,11 +82,18 @@ class EventStream(Response):
 
     Starlette's own streaming response leaves its iterator open in three of four kinds of
     disconnect; this one closes `steps` whatever happens. The next step is asked for only after the
-    last was sent, so a slow reader gets merged deltas and no queue grows.
+    last was sent, so a slow reader gets merged deltas and no queue grows. With `at_once` a comment
+    is sent before the first step is awaited.
     """
 
     def __init__(
-        self, steps: Steps, frames: Frames, keep_alive_s: float, headers: Mapping[str, str]
+        self,
+        steps: Steps,
+        frames: Frames,
+        keep_alive_s: float,
+        headers: Mapping[str, str],
+        *,
+        at_once: bool = False,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -80,6 +102,7 @@ class EventStream(Response):
         self._steps = steps
         self._frames = frames
         self._keep_alive_s = keep_alive_s
+        self._at_once = at_once
         self._last_sent_s = 0.0
         self._sending = False
         self._gone = False
@@ -99,6 +122,9 @@ class EventStream(Response):
         await send(
             {"type": "http.response.start", "status": 200, "headers": list(self.raw_headers)}
         )
+        if self._at_once:
+            # uvicorn sends the headers with the first byte of the body.
+            await self._send(send, KEEP_ALIVE, more=True)
         pending = self._frames.opening()
         try:
             async for step in self._steps:

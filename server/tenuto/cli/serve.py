@@ -13,7 +13,6 @@ from pydantic_settings import SettingsError
 
 from tenuto.access.keys import Keys, keys_from
 from tenuto.errors import ConfigError, quoted
-from tenuto.models.registry import Registry
 from tenuto.settings import Settings
 
 logger = logging.getLogger("tenuto.serve")
@@ -27,6 +26,7 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="One API key per line.")] = None,
     admin_key_file: Annotated[Path | None, typer.Option(help="One admin key per line.")] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Open on any address.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the registry file.")] = False,
 ) -> None:
     """Serve the models of the registry."""
     given: dict[str, Any] = {
@@ -37,6 +37,7 @@ def serve(
         "api_key_file": api_key_file,
         "admin_key_file": admin_key_file,
         "no_auth": no_auth or None,
+        "watch": watch or None,
     }
     settings = settings_from({name: value for name, value in given.items() if value is not None})
     keys = keys_from(os.environ, settings.api_key_file, settings.admin_key_file)
@@ -72,10 +73,11 @@ def run(settings: Settings, keys: Keys) -> None:
     # Imported late: the other commands start faster without the server's modules.
     from tenuto.engine.arguments import engine_argument_names
     from tenuto.engine.forkserver import EngineContext, prepare_environment
-    from tenuto.models.registry import load_registry
+    from tenuto.models.registry import chosen_models, load_registry
     from tenuto.serving import address, listen
 
-    registry = load_registry(registry_path(settings), engine_argument_names())
+    path = registry_path(settings)
+    registry = load_registry(path, engine_argument_names())
     eager = chosen_models(registry, settings.models)
     _log_to_stderr(settings.log_level)
     listener = listen(settings.host, settings.port)
@@ -84,7 +86,7 @@ def run(settings: Settings, keys: Keys) -> None:
     context.start_server()
     from tenuto.wiring import server_of
 
-    server = server_of(settings, registry, keys, eager, context)
+    server = server_of(settings, path, registry, keys, eager, context)
     logger.info("listening on %s", address(listener))
     server.run(sockets=[listener])
     sys.exit(1 if server.failed else 0)
@@ -95,27 +97,6 @@ def registry_path(settings: Settings) -> Path:
         return settings.registry
     local = Path("model_registry.yaml")
     return local if local.is_file() else Path(__file__).parent.parent / "demo" / "registry.yaml"
-
-
-def chosen_models(registry: Registry, models: str | None) -> tuple[str, ...]:
-    """The ids to load. Errors: `ConfigError` for one that is unknown or not on this host."""
-    if models is None:
-        return tuple(entry.id for entry in registry.present() if entry.load == "eager")
-    ids = []
-    for name in filter(None, (part.strip() for part in models.split(","))):
-        target = registry.find(name)
-        if target is None:
-            known = ", ".join(registry.entries)
-            raise ConfigError(f"--models: the registry has no {quoted(name)!r}; it has {known}")
-        # A LoRA's id loads its base.
-        entry = target.entry
-        if entry.checkpoint is None:
-            raise ConfigError(
-                f"--models: {entry.id}: its checkpoint is not on this host: run "
-                f"`tenuto models pull {entry.id}`"
-            )
-        ids.append(entry.id)
-    return tuple(dict.fromkeys(ids))
 
 
 def _is_loopback(host: str) -> bool:

@@ -47,7 +47,7 @@ class Pool:
         self.terms = terms or Terms()
         self.slots = {entry.id: Slot(entry) for entry in registry.present()}
         self.changed = asyncio.Event()
-        self.started = False
+        self.started = asyncio.Event()
         self._backend = backend
         self._does = Transitions(
             backend, self.terms.room, self.terms.clock, self.changed, self._prompts
@@ -65,7 +65,7 @@ class Pool:
             self.slots[model_id].wanted = True
         for model_id in ids:
             (await self._wait(self.slots[model_id], sequences=0, key="", max_wait_s=None)).release()
-        self.started = True
+        self.started.set()
 
     def want(self, model_id: str) -> None:
         """Loads or wakes it when there is room without disturbing anyone, also one that failed."""
@@ -120,6 +120,14 @@ class Pool:
         max_wait_s = min(max_wait_s, self.terms.max_wait_s)
         self._refuse_surplus(slot, max_wait_s)
         return await self._wait(slot, sequences, key, max_wait_s)
+
+    def is_ready(self, entry: Entry) -> bool:
+        slot = self.slots.get(entry.id)
+        return slot is not None and slot.state == "ready" and not slot.held
+
+    def failed_wakes(self) -> dict[str, int]:
+        """How often each model answered otherwise after its sleep than before."""
+        return {model_id: slot.failed_wakes for model_id, slot in self.slots.items()}
 
     def unfinished(self) -> dict[str, int]:
         """Requests in each loaded engine."""

@@ -159,6 +159,14 @@ class Entry(Served):
         found = generation_defaults(self.checkpoint, SamplingDefaults.model_fields)
         return SamplingDefaults.model_validate(found).model_dump(exclude_none=True)
 
+    def same(self, other: "Entry | None") -> bool:
+        """Also of what lies on this host."""
+
+        def found(entry: Entry) -> tuple[Any, ...]:
+            return entry.checkpoint, entry.adapters, entry.template_text
+
+        return other is not None and self == other and found(self) == found(other)
+
     def spec(self) -> EngineSpec:
         assert self.checkpoint is not None
         return EngineSpec(
@@ -227,6 +235,15 @@ class Registry:
         self.entries = {entry.id: entry for entry in entries}
         self._by_name = {name: target for target in self.targets() for name in target.names}
 
+    def adopt(self, other: "Registry") -> None:
+        """Becomes the other, with its own objects for the entries that are the same in both."""
+        known = self.entries
+        kept = {name for name, entry in other.entries.items() if entry.same(known.get(name))}
+        self.entries = {
+            name: known[name] if name in kept else entry for name, entry in other.entries.items()
+        }
+        self._by_name = {name: target for target in self.targets() for name in target.names}
+
     def find(self, name: str) -> Target | None:
         return self._by_name.get(name)
 
@@ -259,6 +276,27 @@ def load_registry(path: Path, engine_arguments: Collection[str] | None = None) -
         _judge_engine_args(f"{path.name}: model {entry.id!r}", entry, engine_arguments)
     _refuse_duplicates(path, entries)
     return Registry(entries)
+
+
+def chosen_models(registry: Registry, models: str | None) -> tuple[str, ...]:
+    """The ids to load. Errors: `ConfigError` for one that is unknown or not on this host."""
+    if models is None:
+        return tuple(entry.id for entry in registry.present() if entry.load == "eager")
+    ids = []
+    for name in filter(None, (part.strip() for part in models.split(","))):
+        target = registry.find(name)
+        if target is None:
+            known = ", ".join(registry.entries)
+            raise ConfigError(f"--models: the registry has no {quoted(name)!r}; it has {known}")
+        # A LoRA's id loads its base.
+        entry = target.entry
+        if entry.checkpoint is None:
+            raise ConfigError(
+                f"--models: {entry.id}: its checkpoint is not on this host: run "
+                f"`tenuto models pull {entry.id}`"
+            )
+        ids.append(entry.id)
+    return tuple(dict.fromkeys(ids))
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -166,6 +166,30 @@ class ModelInfoList(msgspec.Struct):
     data: list[ModelInfo]
 
 
+class AdminModel(msgspec.Struct):
+    """One model as its owner sees it. `kv_cache_bytes` are of each GPU; `load_s` and `wake_s` what
+    these took the last time, `start_phases_s` where the seconds of the engine's start went."""
+
+    id: str
+    state: str
+    reason: str | None
+    pinned: bool
+    running_requests: int
+    waiting_requests: int
+    can_sleep: bool | None
+    devices: list[int]
+    kv_cache_bytes: int | None
+    load_s: float | None
+    wake_s: float | None
+    failed_wakes: int
+    start_phases_s: dict[str, float]
+
+
+class AdminModelList(msgspec.Struct):
+    data: list[AdminModel]
+    object: str = "list"
+
+
 class TokenCount(msgspec.Struct):
     total_tokens: int
     request_model: str
