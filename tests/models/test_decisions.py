@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tenuto.models.decisions import AWAKE, Decision, Ids, Snapshot, decide
 from tests.models.pools import only
-from tests.models.simulation import Simulation, every
+from tests.models.simulation import Request, Simulation, every
 
 TURN_S = 10.0
 
@@ -226,7 +226,7 @@ def test_no_request_waits_longer_than_the_bound(period_s: float) -> None:
     simulation = Simulation(["a", "b"], only(1), TURN_S, load_s, unload_s)
     for when in every(period_s, 600):
         for name in "ab":
-            simulation.at(when, "asks", name, run_s)
+            simulation.asks(when, Request(name, run_s))
     simulation.run()
     bound_s = TURN_S + 2 * run_s + 2 * (load_s + unload_s)
     assert max(simulation.waits) <= bound_s
@@ -239,6 +239,6 @@ def test_few_switches_for_requests_in_random_order(num_models: int) -> None:
     names = [str(i) for i in range(num_models)]
     simulation = Simulation(names, only(1), TURN_S, load_s=2.0, unload_s=1.0)
     for i in range(200):
-        simulation.at(i * 0.05, "asks", chance.choice(names), run_s=0.2)
+        simulation.asks(i * 0.05, Request(chance.choice(names), run_s=0.2))
     assert len(simulation.run().waits) == 200
     assert simulation.num_loads <= 40
