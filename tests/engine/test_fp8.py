@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tenuto.engine import fp8
+from tenuto.engine.checkpoint_files import INDEX
 from tenuto.engine.fp8 import compressed_tensors_twin
 from tenuto.errors import CheckpointError
 from tests.engine.fp8_tensors import (
@@ -61,7 +62,7 @@ def sharded(checkpoint: Path) -> Path:
         write_tensors(checkpoint / file, {name: TENSORS[name] for name in names})
     weight_map = {name: file for file, names in shards.items() for name in names}
     index = {"metadata": {"total_size": 1, "made_by": "test"}, "weight_map": weight_map}
-    (checkpoint / fp8.INDEX).write_text(json.dumps(index))
+    (checkpoint / INDEX).write_text(json.dumps(index))
     return checkpoint
 
 
@@ -173,8 +174,8 @@ def test_shards_stay_shards(sharded: Path, cache: Path) -> None:
     assert tensors[f"{Q}_scale"] == ("F32", [6, 1], SCALES[Q] * 6)
     assert tensors[f"{DOWN}_scale"] == ("F32", [4, 1], SCALES[DOWN] * 4)
     assert {name: tensors[name] for name in BITS} == {name: TENSORS[name] for name in BITS}
-    index = json.loads((twin / fp8.INDEX).read_text())
-    assert index["weight_map"] == json.loads((sharded / fp8.INDEX).read_text())["weight_map"]
+    index = json.loads((twin / INDEX).read_text())
+    assert index["weight_map"] == json.loads((sharded / INDEX).read_text())["weight_map"]
     total = sum(len(content) for _, _, content in tensors.values())
     assert index["metadata"] == {"total_size": total, "made_by": "test"}
 
@@ -283,7 +284,7 @@ def test_damaged_config_is_named(checkpoint: Path, cache: Path, content: str) ->
 
 def test_index_cannot_lead_out_of_the_checkpoint(sharded: Path, cache: Path) -> None:
     index = {"weight_map": {Q: "../secret.safetensors"}}
-    (sharded / fp8.INDEX).write_text(json.dumps(index))
+    (sharded / INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="another directory"):
         compressed_tensors_twin(sharded, cache)
 

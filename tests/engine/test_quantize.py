@@ -16,7 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tenuto.cli import app
-from tenuto.engine.fp8 import INDEX, channelwise
+from tenuto.engine.checkpoint_files import INDEX
+from tenuto.engine.fp8 import channelwise
 from tenuto.errors import CheckpointError, ConfigError
 from tenuto.models.verify import problems
 from tests.engine.fp8_tensors import read_tensors, write_tensors

@@ -10,18 +10,23 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tenuto.engine.checkpoint_files import (
+    INDEX,
+    copy_other_files,
+    free_bytes_at,
+    read_json,
+    shard_paths,
+    sync,
+    write_file,
+)
 from tenuto.engine.safetensors_file import Shard, Tensor, read_shard, write_shard
 from tenuto.errors import CheckpointError
 
-INDEX = "model.safetensors.index.json"
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 FP8 = "F8_E4M3"
 # Without a counterpart in the twin: static activations, blocks, and AutoFP8's KV cache scales.
 UNSUPPORTED_TENSORS = (".input_scale", ".weight_scale_inv", ".output_scale")
@@ -29,24 +34,20 @@ UNSUPPORTED_TENSORS = (".input_scale", ".weight_scale_inv", ".output_scale")
 logger = logging.getLogger(__name__)
 
 
-def free_bytes_at(directory: Path) -> int:
-    return shutil.disk_usage(directory).free
-
-
 def compressed_tensors_twin(
     checkpoint: Path, cache_dir: Path, *, free_bytes: Callable[[Path], int] = free_bytes_at
 ) -> Path:
     """The directory of `checkpoint`'s compressed-tensors twin, written if it is not there yet."""
-    config = _read_json(checkpoint / "config.json")
+    config = read_json(checkpoint / "config.json")
     _check_scheme(checkpoint, config.get("quantization_config") or {})
-    shards = [read_shard(path) for path in _shard_paths(checkpoint)]
+    shards = [read_shard(path) for path in shard_paths(checkpoint)]
     rewritten = _repeat_scales(shards)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         twin = cache_dir / f"{checkpoint.name}-{_key(checkpoint, shards, cache_dir)}"
         with _locked(cache_dir / f".{twin.name}.lock"):
             if twin.is_dir():
-                _copy_other_files(checkpoint, twin)
+                copy_other_files(checkpoint, twin)
             else:
                 _check_space(rewritten, cache_dir, free_bytes)
                 logger.info("Writing %s once; a large checkpoint takes minutes.", twin)
@@ -69,29 +70,6 @@ def _check_scheme(checkpoint: Path, quantization: dict[str, Any]) -> None:
             f"{checkpoint}: FP8 with activation_scheme "
             f"{quantization.get('activation_scheme')!r} needs a GPU; only 'dynamic' is rewritten."
         )
-
-
-def _shard_paths(checkpoint: Path) -> list[Path]:
-    if (checkpoint / INDEX).is_file():
-        names = set(_read_json(checkpoint / INDEX).get("weight_map", {}).values())
-        if any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{checkpoint / INDEX}: names a file in another directory.")
-        paths = [checkpoint / name for name in sorted(names)]
-    else:
-        paths = sorted(checkpoint.glob("*.safetensors"))
-    if not paths:
-        raise CheckpointError(f"{checkpoint}: has no safetensors weights.")
-    return paths
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: is not a JSON object.")
-    return value
 
 
 def _repeat_scales(shards: list[Shard]) -> list[Shard]:
@@ -145,13 +123,13 @@ def _remembered_hash(path: Path, cache_dir: Path) -> str:
     memory = cache_dir / "hashes.json"
     known: dict[str, Any] = {}
     with contextlib.suppress(CheckpointError):
-        known = _read_json(memory)
+        known = read_json(memory)
     facts = path.stat()
     stamp = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
     name = str(path.resolve())
     if known.get(name, [None])[0] != stamp:
         known[name] = [stamp, _hash(path)]
-        _write(memory, json.dumps(known, indent=1).encode())
+        write_file(memory, json.dumps(known, indent=1).encode())
     return str(known[name][1])
 
 
@@ -186,16 +164,16 @@ def _write_twin(checkpoint: Path, config: dict[str, Any], shards: list[Shard], t
         for shard in shards:
             write_shard(shard, partial / shard.path.name)
         if (checkpoint / INDEX).is_file():
-            index = _read_json(checkpoint / INDEX)
+            index = read_json(checkpoint / INDEX)
             total = sum(shard.num_bytes for shard in shards)
             index["metadata"] = {**index.get("metadata", {}), "total_size": total}
-            _write(partial / INDEX, json.dumps(index, indent=2).encode())
+            write_file(partial / INDEX, json.dumps(index, indent=2).encode())
         twin_config = {**config, "quantization_config": _quantization(config, shards)}
-        _write(partial / "config.json", json.dumps(twin_config, indent=2).encode())
-        _copy_other_files(checkpoint, partial)
-        _sync(partial)
+        write_file(partial / "config.json", json.dumps(twin_config, indent=2).encode())
+        copy_other_files(checkpoint, partial)
+        sync(partial)
         partial.rename(twin)
-        _sync(twin.parent)
+        sync(twin.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -228,35 +206,3 @@ def channelwise(ignored: list[str]) -> dict[str, Any]:
         "config_groups": {"group_0": linear},
         "ignore": ignored,
     }
-
-
-def _copy_other_files(checkpoint: Path, twin: Path) -> None:
-    """Tokenizer, templates and the like; those that changed since the last time, too."""
-    for source in sorted(checkpoint.iterdir()):
-        if not source.is_file() or source.name in {"config.json", INDEX}:
-            continue
-        if source.suffix in WEIGHT_SUFFIXES:
-            continue
-        target, content = twin / source.name, source.read_bytes()
-        if not target.is_file() or target.read_bytes() != content:
-            _write(target, content)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file at once, and only after its content is on the disk."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

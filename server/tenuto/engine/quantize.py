@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tenuto.engine.fp8 import (
+from tenuto.engine.checkpoint_files import (
     INDEX,
-    _copy_other_files,
-    _read_json,
-    _shard_paths,
-    _sync,
-    _write,
-    channelwise,
+    copy_other_files,
     free_bytes_at,
+    read_json,
+    shard_paths,
+    sync,
+    write_file,
 )
+from tenuto.engine.fp8 import channelwise
 from tenuto.engine.safetensors_file import CHUNK_BYTES, Shard, Tensor, read_shard
 from tenuto.errors import CheckpointError, ConfigError
 
@@ -56,8 +56,8 @@ def quantize(
     source: Path, destination: Path, *, free_bytes: Callable[[Path], int] = free_bytes_at
 ) -> None:
     """Errors: `ConfigError` for the destination, `CheckpointError` for the source."""
-    config = _read_json(source / "config.json")
-    shards = [read_shard(path) for path in _shard_paths(source)]
+    config = read_json(source / "config.json")
+    shards = [read_shard(path) for path in shard_paths(source)]
     _check_source(source, config, shards)
     parent = destination.absolute().parent
     if destination.exists() or not parent.is_dir():
@@ -67,9 +67,9 @@ def quantize(
     try:
         with _partial(parent / f".{destination.name}.partial") as partial:
             _write_checkpoint(source, config, shards, layouts, partial)
-            _sync(partial)
+            sync(partial)
             partial.rename(destination)
-        _sync(parent)
+        sync(parent)
     except OSError as error:
         raise CheckpointError(f"{destination}: cannot be written: {error.strerror}") from error
 
@@ -162,11 +162,11 @@ def _write_checkpoint(
         for shard, layout in zip(shards, layouts, strict=True):
             _write_shard(shard, layout, out / shard.path.name, progress.update)
     if (source / INDEX).is_file() or len(shards) > 1:
-        _write(out / INDEX, json.dumps(_index(shards, layouts), indent=2).encode())
+        write_file(out / INDEX, json.dumps(_index(shards, layouts), indent=2).encode())
     quantization = channelwise(_ignored(shards))
     text = json.dumps({**config, "quantization_config": quantization}, indent=2)
-    _write(out / "config.json", text.encode())
-    _copy_other_files(source, out)
+    write_file(out / "config.json", text.encode())
+    copy_other_files(source, out)
     for folder in source.iterdir():
         if folder.is_dir() and FOLDERS.fullmatch(folder.name):
             shutil.copytree(folder, out / folder.name)
