@@ -109,7 +109,7 @@ async def learnt(answers: dict[str, Any], names: tuple[str, ...] = (), **given: 
         text = found if isinstance(found, str) else json.dumps(found)
         return Exchange(request, 200 if request.path in answers else 404, {}, text)
 
-    return await discover(send, None, None, True, names, given)
+    return await discover(send, await send(Request("GET", "/v1/models")), names, given)
 
 
 MODELS = {"/v1/models": {"data": [{"id": "m"}, {"id": "n", "max_model_len": 5}]}}

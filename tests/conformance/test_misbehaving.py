@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tenuto.cli.conform import app
 from tenuto.conformance import transport
 from tenuto.conformance.cases import CaseError
-from tenuto.conformance.session import Target, Wishes, check
+from tenuto.conformance.session import Target, Wishes, check, chosen
 
 JSON, EVENTS = "content-type: application/json", "content-type: text/event-stream"
 CHUNKED = "transfer-encoding: chunked"
@@ -196,7 +196,7 @@ async def test_the_kit_says_what_is_wrong(name: str, monkeypatch: pytest.MonkeyP
     timeout_s = 0.01 if name in SLOW else 0.3
     async with raw(ALL[name]) as running, asyncio.timeout(10):
         target = Target(running.url, "sk-own", timeout_s=timeout_s)
-        report = await check(target, Wishes(only=CASES))
+        report = await check(target, Wishes(chosen(CASES)))
     results = {r.case.id: r for r in report.results}
     assert (len(results), results.pop(UNFOUND).outcome) == (5, "not judged")
     for result in results.values():
@@ -212,7 +212,7 @@ async def test_the_kit_says_what_is_wrong(name: str, monkeypatch: pytest.MonkeyP
 async def test_a_limit_without_an_end_is_no_verdict() -> None:
     async with raw(ALL[ENDLESS]) as running, asyncio.timeout(10):
         with pytest.raises(CaseError, match="no case could be tried: answer: status 429"):
-            await check(Target(running.url, "sk-own"), Wishes(only=CASES))
+            await check(Target(running.url, "sk-own"), Wishes(chosen(CASES)))
 
 
 async def tenuto(*arguments: str) -> tuple[int | None, str, str]:

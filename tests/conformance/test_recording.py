@@ -268,6 +268,8 @@ def spoilt(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
         ("GET_v1_models.json", spoilt(lambda entry: entry.update(answers=[]))),
         ("GET_v1_models.json", spoilt(lambda entry: entry.update(more=1))),
         ("GET_v1_models.json", spoilt(lambda entry: entry["request"].update(auth="Bearer x"))),
+        ("GET_v1_models.json", spoilt(lambda entry: entry["request"].update(more=1))),
+        ("GET_v1_models.json", spoilt(lambda entry: entry["request"].pop("path"))),
         ("copy.json", lambda text: text),
         ("recording.json", spoilt(lambda about: about.pop("model"))),
         ("recording.json", lambda text: ""),

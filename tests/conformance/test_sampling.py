@@ -6,8 +6,8 @@ import pytest
 
 from tenuto.conformance.checks.registry import ACROSS
 from tenuto.conformance.checks.sampling import TOLERANCE_MASS, TOLERANCE_NATS
-from tenuto.conformance.exchange import Broken
-from tests.conformance.test_checks import drawn, says
+from tenuto.conformance.exchange import Broken, Exchange, Unsuitable
+from tests.conformance.test_checks import drawn, says, whole, with_ids
 
 PROBABILITIES = {"a": 0.5, "b": 0.3, "c": 0.15, "d": 0.05}
 SHOWN = {token: math.log(p) for token, p in PROBABILITIES.items()}
@@ -79,10 +79,34 @@ def test_the_best_are_likelier(num_below: int, is_fine: bool) -> None:
             ACROSS["likelier"](singles | best, wanted)
 
 
-def test_richer_counts_tokens_where_there_are_some() -> None:
-    """The words are a last resort."""
-    repeats = drawn("aa bb cc", values=-1.0)
-    various = says("dd ee")
-    ACROSS["richer"]({"a": repeats, "b": various}, ["a", "b"])
-    with pytest.raises(Broken, match="do not rise"):
-        ACROSS["richer"]({"a": various, "b": repeats}, ["a", "b"])
+def said_in(*tokens: str) -> Exchange:
+    """One choice of these tokens."""
+    logprobs = {"tokens": tokens, "token_logprobs": [-1.0] * len(tokens)}
+    choice = {"index": 0, "text": "".join(tokens), "logprobs": logprobs}
+    return whole({"choices": [choice], "usage": {}})
+
+
+def richer(*answers: Exchange) -> None:
+    ACROSS["richer"](dict(zip("ab", answers, strict=True)), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "repeats",
+    [with_ids(1, 1), said_in("aa", "aa"), said_in("a b ", "a b ")],
+    ids=["ids", "texts", "more words"],
+)
+def test_richer_counts_tokens_where_all_answers_show_them(repeats: Exchange) -> None:
+    various = said_in("a", "a ")
+    richer(repeats, various)
+    with pytest.raises(Broken, match=r"distinct tokens do not rise: \{'a': 2, 'b': 1\}") as found:
+        richer(various, repeats)
+    assert not isinstance(found.value, Unsuitable)
+
+
+@pytest.mark.parametrize("more", [says("x y z"), said_in("x y", " z")], ids=["words", "tokens"])
+def test_words_show_that_an_answer_is_richer_and_never_that_it_is_not(more: Exchange) -> None:
+    """One word may be of any number of tokens."""
+    richer(says("x x y"), more)
+    for answers in ((more, says("x x y")), (says("x y z"), more)):
+        with pytest.raises(Unsuitable, match="no tokens are shown"):
+            richer(*answers)

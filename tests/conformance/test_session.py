@@ -24,6 +24,7 @@ from tenuto.conformance.session import (
     Target,
     Wishes,
     check,
+    chosen,
     compare,
     discovery_cost,
     normalised,
@@ -64,7 +65,7 @@ def test_a_base_url_may_end_as_it_likes(end: str) -> None:
 @pytest.mark.parametrize("end", ["/v1/", "/v1"])
 async def test_a_base_url_is_met(honest: Target, end: str) -> None:
     target = replace(honest, base_url=honest.base_url + end)
-    report = await check(target, Wishes(only=["models/list"]))
+    report = await check(target, Wishes(chosen(["models/list"])))
     assert (report.target, report.conforms) == (honest.base_url, True)
 
 
@@ -87,7 +88,7 @@ def test_a_base_url_holds_no_credentials(before: str) -> None:
 async def test_a_run_is_reported(honest: Target) -> None:
     heard: list[Result] = []
     told: list[tuple[Cost, int]] = []
-    wishes = Wishes(ONLY, on_cost=lambda *cost: told.append(cost), on_result=heard.append)
+    wishes = Wishes(chosen(ONLY), on_cost=lambda *cost: told.append(cost), on_result=heard.append)
     report = await check(honest, wishes)
     assert [r.case for r in report.results] == selected(all_cases(), ONLY)
     assert {r.outcome for r in report.results} == {"passed"}
@@ -99,7 +100,7 @@ async def test_a_run_is_reported(honest: Target) -> None:
 
 
 async def test_what_is_learnt_of_the_server(honest: Target) -> None:
-    facts = (await check(honest, Wishes(["models/list"]))).facts
+    facts = (await check(honest, Wishes(chosen(["models/list"])))).facts
     assert (facts.model, facts.rejecting_model) == (MODEL, REJECTING)
     assert facts.running_metric
     assert facts.key
@@ -111,10 +112,14 @@ async def test_what_is_learnt_of_the_server(honest: Target) -> None:
 
 
 async def test_prompts_are_looked_for_where_a_case_asks(honest: Target) -> None:
-    facts = (await check(honest, Wishes(["chat/stop-list-of-four", "chat/top_k-limits"]))).facts
+    facts = (
+        await check(honest, Wishes(chosen(["chat/stop-list-of-four", "chat/top_k-limits"])))
+    ).facts
     assert {*facts.prompts} == {"short/chat", "stop/chat", "open/chat"}
     ways = ("chat", "completions")
-    report = await check(honest, Wishes(["*-spares-the-prompt", "*/top_k-limits", "*/stop-*"]))
+    report = await check(
+        honest, Wishes(chosen(["*-spares-the-prompt", "*/top_k-limits", "*/stop-*"]))
+    )
     assert {*report.facts.prompts} == {f"{n}/{w}" for n in (*SUITS, "stop") for w in ways}
     assert report.conforms
 
@@ -133,28 +138,28 @@ OPEN = ["models/list", "chat/top_k-limits"]
 
 async def test_a_prompt_of_the_users_own(honest: Target) -> None:
     own = replace(honest, prompts={"open": "Tell me something else.", "short": "Hello!"})
-    report = await check(own, Wishes(OPEN))
+    report = await check(own, Wishes(chosen(OPEN)))
     assert report.facts.prompts == {"open/chat": "Tell me something else."}
     assert report.conforms
 
 
 async def test_a_prompt_that_does_not_suit_leaves_no_verdict(honest: Target) -> None:
-    report = await check(replace(honest, prompts={"open": "ha ha ha ha "}), Wishes(OPEN))
+    report = await check(replace(honest, prompts={"open": "ha ha ha ha "}), Wishes(chosen(OPEN)))
     assert [r.outcome for r in report.results] == ["passed", "not judged"]
     assert report.results[1].exchanges == {}
     assert report.verdict == "no verdict"
     with pytest.raises(CaseError, match="no case could be tried: no prompt was found"):
-        await check(replace(honest, prompts={"open": "ha ha ha ha "}), Wishes(OPEN[1:]))
+        await check(replace(honest, prompts={"open": "ha ha ha ha "}), Wishes(chosen(OPEN[1:])))
 
 
 async def test_what_the_owner_knows_better(honest: Target) -> None:
     target = replace(honest, model=REJECTING, rejecting_model="other", key=None)
-    facts = (await check(target, Wishes(["models/list"]))).facts
+    facts = (await check(target, Wishes(chosen(["models/list"])))).facts
     assert (facts.model, facts.rejecting_model, facts.key) == (REJECTING, "other", False)
 
 
 async def test_a_fault_is_found_where_it_is(faulty: Target) -> None:
-    report = await check(faulty, Wishes(ONLY))
+    report = await check(faulty, Wishes(chosen(ONLY)))
     assert sorted(r.case.id for r in report.failures) == [
         "chat-stream/n-choices",
         "chat/n-choices",
@@ -168,7 +173,7 @@ async def test_a_fault_is_found_where_it_is(faulty: Target) -> None:
 async def test_beyond_the_budget(honest: Target) -> None:
     only = ["models/*", "*/answers"]
     budget = Cost(3) + discovery_cost(selected(all_cases(), only))
-    report = await check(honest, Wishes(only, budget))
+    report = await check(honest, Wishes(chosen(only), budget))
     run = [r.case.id for r in report.results if r.outcome != "not run"]
     assert run == ["models/list", "models/list-names-each-once", "models/list-object"]
     assert {r.message for r in report.results if r.outcome == "not run"} == {"beyond the budget"}
@@ -180,11 +185,10 @@ async def test_beyond_the_budget(honest: Target) -> None:
 @pytest.mark.parametrize(
     ("wishes", "words"),
     [
-        (Wishes(["nothing", "at/all"]), "no case matches nothing at/all"),
-        (Wishes(["models/*"], Cost(0, 0)), "the budget allows no case"),
-        # What has to be learnt first takes six.
-        (Wishes(["models/*"], Cost(6, 999)), "the budget allows no case"),
-        (Wishes(["models/*"], baseline=Path("nowhere.yaml")), "cannot read the baseline"),
+        (Wishes(chosen(["models/*"]), Cost(0, 0)), "the budget allows no case"),
+        # What has to be learnt first takes five.
+        (Wishes(chosen(["models/*"]), Cost(5, 999)), "the budget allows no case"),
+        (Wishes(baseline=Path("nowhere.yaml")), "cannot read the baseline"),
     ],
 )
 async def test_a_wish_that_cannot_be_met(honest: Target, wishes: Wishes, words: str) -> None:
@@ -192,16 +196,21 @@ async def test_a_wish_that_cannot_be_met(honest: Target, wishes: Wishes, words: 
         await check(honest, wishes)
 
 
+def test_globs_that_no_case_meets() -> None:
+    with pytest.raises(CaseError, match="no case matches nothing at/all"):
+        chosen(["nothing", "at/all"])
+
+
 async def test_recorded_replayed_and_compared(
     honest: Target, faulty: Target, tmp_path: Path
 ) -> None:
     directory = tmp_path / "recorded"
-    report = await record(honest, Wishes([*ONLY, "http/keep-alive"]), directory, "the toy")
+    report = await record(honest, Wishes(chosen([*ONLY, "http/keep-alive"])), directory, "the toy")
     assert report.conforms
-    again = await session.replay(directory, Wishes(ONLY))
+    again = await session.replay(directory, Wishes(chosen(ONLY)))
     assert (again.target, again.facts, again.conforms) == ("the toy", report.facts, True)
     assert {r.outcome for r in again.results} == {"passed"}
-    more = await session.replay(directory, Wishes(["models/list", "chat/answers"]))
+    more = await session.replay(directory, Wishes(chosen(["models/list", "chat/answers"])))
     assert [r.outcome for r in more.results] == ["passed", "not run"]
     same = await compare(directory, honest, ONLY, Terms())
     assert [(f.request, f.difference) for f in same.found] == []
@@ -229,7 +238,7 @@ async def test_both_sides_are_asked_the_same(honest: Target) -> None:
     """Even when each by itself would suggest other prompts."""
     other = replace(honest, base_url=f"{honest.base_url}/faults/ignores-max_tokens")
     name = "chat/presence_penalty-spares-the-prompt"
-    prompts = [(await check(t, Wishes([name]))).facts.prompts for t in (honest, other)]
+    prompts = [(await check(t, Wishes(chosen([name])))).facts.prompts for t in (honest, other)]
     assert prompts[0] != prompts[1]
     compared = await compare(honest, other, [name], Terms())
     assert len(compared.pairs) == 2
@@ -241,7 +250,7 @@ async def test_what_the_budget_left_out_names_no_recorded_request(
 ) -> None:
     directory = tmp_path / "recorded"
     budget = Cost(2) + discovery_cost([])
-    await record(honest, Wishes(["models/*"], budget), directory, "")
+    await record(honest, Wishes(chosen(["models/*"]), budget), directory, "")
     recording = Recording.open(directory)
     assert recording.about.origin == honest.base_url
     named = {name for name in recording.requests if name.startswith("models/")}
@@ -305,7 +314,7 @@ async def test_a_key_that_is_repeated_is_in_no_report(where: str) -> None:
 
     async with raw(repeat) as running:
         only = ["models/list", "chat-stream/chunk-shape", "keys/malformed", "chat/answers"]
-        report = await check(Target(running.url, KEY, timeout_s=5), Wishes(only))
+        report = await check(Target(running.url, KEY, timeout_s=5), Wishes(chosen(only)))
     assert {r.outcome for r in report.results} == {"failed"}
     assert any(KEY.encode() in request for request in running.received)
     for text in reports(report):

@@ -21,6 +21,9 @@ def test_it_fails_what_is_known_and_nothing_else(stack: Stack) -> None:
     failed = {r.case.id: r.message for r in report.results if r.outcome == "failed"}
     assert {id: why for id, why in failed.items() if id not in report.expected} == {}
     assert report.stale == []
-    told = re.search(r"passes (\d+) of the (\d+) cases", DOCS.read_text())
+    docs = DOCS.read_text()
+    told = re.search(r"passes (\d+) of the (\d+) cases", docs)
     assert told is not None
     assert (int(told[1]), int(told[2])) == (report.counts()["passed"], len(report.results))
+    unjudged = re.findall(r"1 is not judged,\n`(.+?)`", docs)
+    assert unjudged == [r.case.id for r in report.unjudged]

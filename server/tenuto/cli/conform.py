@@ -196,10 +196,10 @@ def _wishes(
     only: Sequence[str] | None, budget: str | None, baseline: Path | None, parallel: int
 ) -> Iterator[Wishes]:
     """With the cost told in advance, and a progress bar while it runs."""
-    console = _console()
-    with terminal.progress(console, len(session.chosen(only or ()))) as on_result:
+    console, cases = _console(), session.chosen(only or ())
+    with terminal.progress(console, len(cases)) as on_result:
         yield Wishes(
-            only=only or (),
+            cases=cases,
             budget=_budget(budget),
             baseline=baseline,
             parallel=parallel,

@@ -29,7 +29,6 @@ class Choice:
     token_bytes: list[list[int] | None] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[list[tuple[str, float]]] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -43,9 +42,9 @@ class Choice:
         return sum(self.logprobs)
 
     @property
-    def pieces(self) -> list[Any]:
-        """The tokens in whichever form the server shows them, else the words."""
-        return self.token_ids or self.tokens or self.text.split()
+    def shown_tokens(self) -> list[int] | list[str]:
+        """In whichever form the server shows them; empty when it shows none."""
+        return self.token_ids or self.tokens
 
     def add(self, part: dict[str, Any]) -> None:
         """`part` is a whole choice, or a chunk's."""
@@ -67,7 +66,6 @@ class Choice:
         # The first token of an echoed prompt has none.
         self.logprobs += [value or 0.0 for value in entries.get("token_logprobs") or ()]
         self.top += [list((top or {}).items()) for top in entries.get("top_logprobs") or ()]
-        self.offsets += entries.get("text_offset") or ()
 
 
 @dataclass

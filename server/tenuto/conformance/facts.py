@@ -86,30 +86,30 @@ def probes(names: Iterable[str]) -> Iterator[Request]:
 
 async def discover(
     send: Send,
-    model: str | None,
-    rejecting: str | None,
-    key: bool,
+    models: Exchange,
     names: Iterable[str],
-    given: Mapping[str, str] | None = None,
+    given: Mapping[str, str],
+    model: str | None = None,
+    rejecting: str | None = None,
 ) -> Facts:
-    """Asks a server, for the prompts `name/endpoint` too; `given` are the user's own, by name.
+    """Asks a server, which listed `models`, for the prompts `name/endpoint` too; `given` are the
+    user's own, by name.
 
     One that answers nothing useful still gets its cases, and fails them.
     """
-    rows = _rows(await send(Request("GET", "/v1/models")))
+    rows = _rows(models)
     listed = [row["id"] for row in rows]
     rejecting = rejecting or next((name for name in REJECTING_MODELS if name in listed), None)
     usual = [name for name in listed if name != rejecting]
     chosen = model or (usual[0] if usual else UNKNOWN_MODEL)
     prompts: dict[str, str] = {}
     for name, endpoint in sorted(_kinds(names)):
-        texts = [given[name]] if given and name in given else candidates(name)
+        texts = [given[name]] if name in given else candidates(name)
         prompts |= await _found(send, chosen, name, endpoint, texts)
     return Facts(
         model=chosen,
         rejecting_model=rejecting,
         running_metric=await _tells_running(send),
-        key=key,
         context=await _context(send, chosen, rows),
         ids=await _ids(send, chosen),
         prompts=prompts,

@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from tenuto.conformance.building import filled, requests_of
 from tenuto.conformance.cases import Case, CaseError
-from tenuto.conformance.exchange import Auth, Exchange, Request
+from tenuto.conformance.exchange import Exchange, Request
 from tenuto.conformance.facts import Facts
 from tenuto.conformance.run import NotRecorded, Sender
 from tenuto.conformance.scrubbing import everywhere, kept_headers, scrubbed, scrubber, without_keys
@@ -39,17 +39,6 @@ class About(_Model):
     recorded_at: AwareDatetime
     model: str
     facts: Facts | None = None
-
-
-class _Request(_Model):
-    method: str
-    path: str
-    body: Any = None
-    raw: str | None = None
-    headers: dict[str, str] = Field(default_factory=dict)
-    auth: Auth = "key"
-    until: Literal["busy", "idle"] | None = None
-    within_s: float = 5.0
 
 
 class _Answer(_Model):
@@ -86,7 +75,7 @@ class _Answer(_Model):
 
 class _Entry(_Model):
     name: str = Field(min_length=1)
-    request: _Request
+    request: Request
     answers: list[_Answer] = Field(min_length=1)
 
 
@@ -132,6 +121,11 @@ class Recording:
                 raise CaseError(f"{path}: {other} has the same request, or another file its name")
             entries[entry.name] = _Recorded(request, entry.answers)
         return cls(directory, about, entries)
+
+    @property
+    def is_of_cases(self) -> bool:
+        """Made by `record`, so that the cases can be built again; else it has its own requests."""
+        return self.about.facts is not None
 
     @property
     def facts(self) -> Facts:
@@ -273,10 +267,9 @@ def _said(request: Request) -> dict[str, Any]:
     return {name: value for name, value in asdict(request).items() if value != usual[name]}
 
 
-def _expanded(request: _Request, model: str) -> Request:
+def _expanded(request: Request, model: str) -> Request:
     """Long prompts may be written as the cases write them."""
-    named = request.model_dump(exclude={"body"})
-    return Request(**named, body=filled(request.body, Facts(model=model)))
+    return replace(request, body=filled(request.body, Facts(model=model)))
 
 
 def _file_name(name: str) -> str:

@@ -19,8 +19,8 @@ from tenuto.conformance.run import Cost, Result, Sender, affordable, cost_of, ru
 from tenuto.conformance.transport import Patience, Server
 from tenuto.conformance.verdict import Report, load_baseline
 
-# The models twice, their information, the metrics, and two ways to token ids.
-FIXED_REQUESTS, FIXED_TOKENS = 6, 64
+# The models, their information, the metrics, and two ways to token ids.
+FIXED_REQUESTS, FIXED_TOKENS = 5, 64
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Target:
 class Wishes:
     """`on_cost` hears in advance what the run may cost, `on_result` each result as it comes."""
 
-    only: Sequence[str] = ()
+    cases: Sequence[Case] = field(default_factory=all_cases)
     budget: Cost | None = None
     baseline: Path | None = None
     parallel: int = 4
@@ -56,34 +56,34 @@ async def connected(target: Target, cases: Sequence[Case]) -> AsyncIterator[tupl
     """
     server = Server(normalised(target.base_url), target.key, target.timeout_s)
     try:
-        first = await server.send(Request("GET", "/v1/models"))
-        if first.failure == "cannot connect":
+        models = await server.send(Request("GET", "/v1/models"))
+        if models.failure == "cannot connect":
             raise CaseError(f"cannot connect to {server.base_url}")
         facts = await discover(
             server.send,
-            target.model,
-            target.rejecting_model,
-            target.key is not None,
+            models,
             asked(cases),
             target.prompts,
+            model=target.model,
+            rejecting=target.rejecting_model,
         )
         # What learning about the server cost in patience, its cases have not tried yet.
         server.patience = Patience()
-        yield server, facts
+        yield server, replace(facts, key=target.key is not None)
     finally:
         await server.close()
 
 
 async def check(target: Target, wishes: Wishes) -> Report:
-    """Runs the chosen cases against a server. Errors: `CaseError`."""
-    async with connected(target, chosen(wishes.only)) as (server, facts):
+    """Runs the wished cases against a server. Errors: `CaseError`."""
+    async with connected(target, wishes.cases) as (server, facts):
         return await _run(server, server.base_url, facts, wishes, server)
 
 
 async def record(target: Target, wishes: Wishes, directory: Path, origin: str) -> Report:
     """The same, and keeps every exchange. Errors: `CaseError`, also for a directory in use."""
     require_free(directory)
-    async with connected(target, chosen(wishes.only)) as (server, facts):
+    async with connected(target, wishes.cases) as (server, facts):
         recorder = Recorder(
             server, directory, origin or server.base_url, __version__, key=target.key
         )
@@ -95,7 +95,7 @@ async def record(target: Target, wishes: Wishes, directory: Path, origin: str) -
 async def replay(directory: Path, wishes: Wishes) -> Report:
     """What the cases say of a recording that was made of them. Errors: `CaseError`."""
     recording = Recording.open(directory)
-    if recording.about.facts is None:
+    if not recording.is_of_cases:
         raise CaseError(f"{directory} was not recorded from the cases: compare it with a server")
     return await _run(recording, recording.about.origin, recording.facts, wishes)
 
@@ -107,12 +107,13 @@ async def compare(
 
     Errors: `CaseError`.
     """
-    cases = () if _has_own_requests(a, b) else chosen(only)
-    async with _side(a, cases) as side_a, _side(b, cases) as side_b:
-        for side in (side_a, side_b):
-            if isinstance(side.sender, Recording) and side.sender.about.facts is None:
-                requests = _matching(side.sender.requests, only)
-                return await compare_requests(requests, side.facts.model, side_a, side_b, terms)
+    sources = [Recording.open(side) if isinstance(side, Path) else side for side in (a, b)]
+    own = next((s for s in sources if isinstance(s, Recording) and not s.is_of_cases), None)
+    cases = () if own else chosen(only)
+    async with _side(sources[0], cases) as side_a, _side(sources[1], cases) as side_b:
+        if own:
+            requests = _matching(own.requests, only)
+            return await compare_requests(requests, own.facts.model, side_a, side_b, terms)
         # The same questions to both, else nothing could be compared; a recording has its own.
         asked = side_b.facts if isinstance(side_b.sender, Recording) else side_a.facts
         side_a, side_b = (
@@ -125,7 +126,7 @@ async def compare(
 async def _run(
     sender: Sender, target: str, facts: Facts, wishes: Wishes, server: Server | None = None
 ) -> Report:
-    cases = chosen(wishes.only)
+    cases = wishes.cases
     expected = load_baseline(wishes.baseline, all_cases()) if wishes.baseline else {}
     learned = discovery_cost(cases) if server is not None else Cost()
     left = wishes.budget and wishes.budget - learned
@@ -152,6 +153,7 @@ async def _run(
 
 
 def chosen(only: Sequence[str]) -> list[Case]:
+    """All cases without any glob. Errors: `CaseError` when none is met."""
     cases = selected(all_cases(), only)
     if not cases:
         raise CaseError(f"no case matches {' '.join(only)}")
@@ -192,18 +194,12 @@ def normalised(base_url: str) -> str:
 
 
 @asynccontextmanager
-async def _side(target: Target | Path, cases: Sequence[Case]) -> AsyncIterator[Side]:
-    if isinstance(target, Path):
-        recording = Recording.open(target)
-        yield Side(recording, recording.facts, recording.about.origin)
+async def _side(source: Target | Recording, cases: Sequence[Case]) -> AsyncIterator[Side]:
+    if isinstance(source, Recording):
+        yield Side(source, source.facts, source.about.origin)
         return
-    async with connected(target, cases) as (server, facts):
+    async with connected(source, cases) as (server, facts):
         yield Side(server, facts, server.base_url)
-
-
-def _has_own_requests(*targets: Target | Path) -> bool:
-    recordings = [Recording.open(target) for target in targets if isinstance(target, Path)]
-    return any(recording.about.facts is None for recording in recordings)
 
 
 def _matching(requests: Mapping[str, Request], only: Sequence[str]) -> dict[str, Request]:

@@ -68,8 +68,8 @@ def token_ids(exchange: Exchange, wanted: bool) -> None:
 
 @each
 def logprobs(exchange: Exchange, wanted: Mapping[str, int]) -> None:
-    """One entry per completion token (`extra` more when the prompt is echoed), each a
-    log-probability with `top` alternatives or one more: the chosen token is always among them."""
+    """One entry per completion token (with `echo` per prompt token too), each a log-probability
+    with `top` alternatives or one more: the chosen token is always among them."""
     answer = folded(exchange)
     entries = sum(len(choice.logprobs) for choice in answer.choices)
     counted = answer.used("completion_tokens")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tenuto.conformance.answer import Answer
 from tenuto.conformance.checks.registry import across, answers_of, require
-from tenuto.conformance.exchange import Broken, Exchange, shortened
+from tenuto.conformance.exchange import Broken, Exchange, Unsuitable, shortened
 
 # Two requests may see probabilities that differ in the last bits, since batches change the order
 # of sums: a token this near to a limit may be on either side of it.
@@ -98,21 +98,25 @@ def likelier(exchanges: Mapping[str, Exchange], wanted: Mapping[str, Any]) -> No
 
 @across
 def richer(exchanges: Mapping[str, Exchange], names: list[str]) -> None:
-    """Greedy answers of one length: each repeats itself less than the one before it."""
-    counts = {
-        name: len(set(answer.first.pieces))
-        for name, answer in zip(names, answers_of(exchanges, names), strict=True)
-    }
-    rising = list(counts.values())
-    require(
-        all(a < b for a, b in pairwise(rising)),
-        f"the numbers of distinct tokens do not rise: {counts}",
-    )
+    """Greedy answers of one length: each repeats itself less than the one before it.
+
+    Errors: `Unsuitable` when only words are seen, and do not rise: one may be of any number of
+    tokens.
+    """
+    choices = [answer.first for answer in answers_of(exchanges, names)]
+    by_tokens = all(choice.shown_tokens for choice in choices)
+    counts = [len(set(c.shown_tokens if by_tokens else c.text.split())) for c in choices]
+    if all(a < b for a, b in pairwise(counts)):
+        return
+    found = dict(zip(names, counts, strict=True))
+    if not by_tokens:
+        raise Unsuitable(f"no tokens are shown, and the numbers of words do not tell: {found}")
+    raise Broken(f"the numbers of distinct tokens do not rise: {found}")
 
 
 @across
 def spread(exchanges: Mapping[str, Exchange], wanted: Mapping[str, Any]) -> None:
-    """At least so many distinct texts among all the choices of `of`."""
+    """At least so many distinct texts among all the choices of the `samples`."""
     texts = [text for a in answers_of(exchanges, wanted["samples"]) for text in a.texts]
     require(
         len(set(texts)) >= wanted["at_least"],

@@ -24,8 +24,8 @@ STANDINGS: tuple[Standing, ...] = (
     "not run",
 )
 MAX_TEXT = 4_000
-# A session of whoever ran the kit has no place in a report that is handed around.
-# Those that a failure can be about; the rest says more of the host than of the answer.
+# Those that a failure can be about. The rest says more of the host than of the answer, and a
+# session of whoever ran the kit has no place in a report that is handed around.
 SHOWN_HEADERS = (
     "content-type",
     "content-length",
