@@ -13,6 +13,7 @@ TenutoError
     ├── NotFound             404
     ├── MethodNotAllowed     405
     ├── TooLarge             413, 431
+    ├── RateLimited          429  more than its key may use
     ├── SystemPromptRejected 500  as the hosted API documents it
     ├── InternalError        500
     └── Unavailable          503  not loaded, draining
@@ -125,6 +126,18 @@ class InternalError(ApiError):
         super().__init__(
             "Internal server error. The server's log has more under this request's id."
         )
+
+
+class RateLimited(ApiError):
+    """`is_final`: asking again soon cannot help."""
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: int, is_final: bool = False) -> None:
+        super().__init__(message, headers={"retry-after": str(retry_after_s)})
+        if is_final:
+            self.headers["x-should-retry"] = "false"
 
 
 class Unavailable(ApiError):

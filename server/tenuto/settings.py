@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     no_auth: bool = Field(False, description="allow an open server on any address")
     cors_origins: list[str] = Field(default=[], description="origins that browsers may call from")
     strict_params: bool = Field(False, description="refuse parameters that nothing acts upon")
+    share_prefix_cache: bool = Field(
+        True, description="false: one key's prompt is no cache hit for another"
+    )
     gpus: str | None = Field(
         None, description="memory of the GPUs, such as 141GiB or 80GiBx2; else as their driver says"
     )
@@ -43,6 +46,9 @@ class Settings(BaseSettings):
     max_waiting: int = Field(1024, ge=1, description="requests that wait for one model")
     drain_s: float = Field(30, ge=0, description="seconds that running requests get at shutdown")
     keep_alive_s: float = Field(15, gt=0, description="seconds of silence before an SSE comment")
+    state_dir: Path = Field(
+        Path("~/.local/state/tenuto"), description="folder of the database with keys and usage"
+    )
     cache_dir: Path = Field(Path("~/.cache/tenuto"), description="folder for rewritten checkpoints")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     bounds: Bounds = Field(default=Bounds(), description="limits of a request")

@@ -14,6 +14,7 @@ from tenuto.models.decisions import Fits, Ids
 from tenuto.models.pool import Pool, Terms
 from tenuto.models.room import Place, Room
 from tenuto.models.slot import Lease
+from tenuto.models.waiting import Asker
 from tests.conftest import make_registry
 
 
@@ -98,10 +99,12 @@ class Rig:
     backend: HeldBackend
     clock: Clock
 
-    def lease(self, model: str, sequences: int = 1, key: str = "") -> "asyncio.Task[Lease]":
+    def lease(
+        self, model: str, sequences: int = 1, key: str = "", priority: int = 0
+    ) -> "asyncio.Task[Lease]":
         """Someone who asks for a model."""
         entry = self.pool.slots[model].entry
-        return asyncio.create_task(self.pool.lease(entry, sequences, key))
+        return asyncio.create_task(self.pool.lease(entry, sequences, Asker(key, priority)))
 
     async def leased(self, model: str, sequences: int = 1, key: str = "") -> Lease:
         """For a model that can be had at once."""

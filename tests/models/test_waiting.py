@@ -2,15 +2,15 @@
 
 import asyncio
 
-from tenuto.models.waiting import Queue, Waiter
+from tenuto.models.waiting import Asker, Queue, Waiter
 
 
-def waiter(key: str, since: float = 0.0) -> Waiter:
-    return Waiter(asyncio.get_running_loop().create_future(), since, 1, key)
+def waiter(key: str, since: float = 0.0, priority: int = 0) -> Waiter:
+    return Waiter(asyncio.get_running_loop().create_future(), since, 1, Asker(key, priority))
 
 
 def taken(queue: Queue) -> list[str]:
-    return [queue.take().key for _ in range(len(queue))]
+    return [queue.take().asker.key for _ in range(len(queue))]
 
 
 async def test_first_come_first_served_for_one_key() -> None:
@@ -26,6 +26,23 @@ async def test_round_robin_over_keys() -> None:
     for key in "aaaaabbc":
         queue.add(waiter(key))
     assert taken(queue) == list("abcabaaa")
+
+
+async def test_the_lower_priority_number_goes_first() -> None:
+    queue = Queue()
+    for key, priority in (("a", 1), ("a", 0), ("b", 1), ("a", 1), ("c", -5), ("b", 0)):
+        queue.add(waiter(key, priority=priority))
+    assert taken(queue) == list("cababa")
+    assert not queue
+
+
+async def test_no_key_waits_for_the_queue_of_another() -> None:
+    """Of 200 that one key has waiting, one goes before another key's only one."""
+    queue = Queue()
+    for _ in range(200):
+        queue.add(waiter("many"))
+    queue.add(waiter("one"))
+    assert taken(queue).index("one") == 1
 
 
 async def test_one_that_leaves_is_not_taken() -> None:

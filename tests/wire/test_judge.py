@@ -41,8 +41,6 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
         ("chat", {"tools": [{"function": {"name": "no space"}}]}, "tools"),
         ("chat", {"tool_choice": "required"}, "tool_choice"),
         ("chat", {"tools": [TOOL], "tool_choice": {"function": {"name": "g"}}}, "tool_choice"),
-        ("chat", {"priority": 1}, "priority"),
-        ("completion", {"priority": -1}, "priority"),
         ("chat", {"continue_final_message": True, "add_generation_prompt": True}, "continue_final"),
         ("chat", {"messages": [{"role": "user"}]}, "messages"),
     ],

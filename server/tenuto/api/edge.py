@@ -23,6 +23,11 @@ logger = logging.getLogger(__name__)
 OPEN_PATHS = {"/health", "/health/liveliness", "/health/readiness", "/openapi.json", "/docs"}
 OPEN_PREFIXES = ("/static/",)
 ADMIN_PREFIX = "/admin/"
+SAFETY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
 LOOPBACK = {"127.0.0.1", "::1"}
 
 
@@ -43,6 +48,7 @@ class Edge:
         try:
             await self._answer(scope, receive, _noting(send, exchange), exchange, is_open)
         finally:
+            exchange.release()
             if not is_open:
                 self._services.gate.leave()
             self._record(scope, exchange, time.monotonic() - began)
@@ -115,7 +121,11 @@ def _noting(send: Send, exchange: Exchange) -> Send:
             message["headers"] = [
                 *message.get("headers", ()),
                 (b"x-request-id", exchange.request_id.encode()),
+                *SAFETY_HEADERS,
             ]
+            if exchange.admission is not None:
+                limits = exchange.admission.headers().items()
+                message["headers"] += [(name.encode(), value.encode()) for name, value in limits]
         elif not message.get("more_body"):
             exchange.ended = True
         await send(message)

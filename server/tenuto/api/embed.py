@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tenuto.access.keys import priority_of
 from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import Exchange, exchange_of
 from tenuto.api.retry import again_once
@@ -30,9 +31,10 @@ class EmbeddingRoutes:
         self._services = services
 
     async def embeddings(self, request: Request) -> Response:
+        exchange = exchange_of(request)
+        self._services.admit(exchange)
         wire = await wire_request(request, EmbeddingRequest, ROUTE, self._services)
         entry = self._services.target(wire.model, ROUTE, "embed").entry
-        exchange = exchange_of(request)
         exchange.model = entry.id
         batch = judge_embedding(wire, self._services.bounds)
         work = self._respond(wire, batch, entry, exchange)
@@ -48,6 +50,7 @@ class EmbeddingRoutes:
         prompts = await self._services.pool.prompts(entry)
         judge_dimensions(wire.dimensions, prompts.facts)
         rendered = await render_inputs(batch, prompts)
+        exchange.charge(rendered)
         vectors = await again_once(
             lambda: self._embedded(entry, rendered, wire.dimensions, exchange)
         )
@@ -61,9 +64,8 @@ class EmbeddingRoutes:
         dimensions: int | None,
         exchange: Exchange,
     ) -> list[list[float]]:
-        lease = await self._services.pool.lease(
-            entry, len(rendered), exchange.queue_key, exchange.patience_s
-        )
+        asker = exchange.asker(priority_of(exchange.key, None))
+        lease = await self._services.pool.lease(entry, len(rendered), asker)
         try:
             with lease.watched() as engine:
                 return await embedded(engine, rendered, dimensions)

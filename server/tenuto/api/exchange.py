@@ -3,6 +3,7 @@
 import math
 import re
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -10,7 +11,10 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from tenuto.access.keys import Key
+from tenuto.access.limits import Admission
+from tenuto.engine.types import Prompt
 from tenuto.generation.usage import Tally
+from tenuto.models.waiting import Asker
 
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CLIENT_LEFT = 499
@@ -21,22 +25,41 @@ SCOPE_KEY = "tenuto.exchange"
 
 @dataclass
 class Exchange:
-    """`ended`: the answer's last byte was handed over; else the client left: a 499. `patience_s` is
-    how long the client waits in silence, as far as it says."""
+    """`generated_tokens` are those of all candidates, where not every one is returned. `ended`: the
+    answer's last byte was handed over; else the client left: a 499. `patience_s` is how
+    long the client waits in silence, as far as it says."""
 
     request_id: str
     patience_s: float = math.inf
     key: Key | None = None
+    admission: Admission | None = None
     model: str = ""
     tally: Tally | None = None
+    generated_tokens: int | None = None
     status: int = 0
     started: bool = False
     ended: bool = False
 
+    def charge(self, prompts: Sequence[Prompt]) -> None:
+        """Errors: `RateLimited`."""
+        if self.admission is not None:
+            self.admission.charge(sum(len(prompt.token_ids) for prompt in prompts))
+
+    def release(self) -> None:
+        """What the request used is known, and its place free, however it ended."""
+        if self.admission is not None:
+            self.admission.release(self.all_tokens)
+
     @property
-    def queue_key(self) -> str:
+    def all_tokens(self) -> int:
+        """Completion tokens of all candidates."""
+        if self.generated_tokens is not None:
+            return self.generated_tokens
+        return self.tally.completion_tokens if self.tally is not None else 0
+
+    def asker(self, priority: int = 0) -> Asker:
         """Whose turn it is, where requests wait for a model."""
-        return "" if self.key is None else self.key.digest.hex()
+        return Asker("" if self.key is None else self.key.id, priority, self.patience_s)
 
 
 def exchange_of(request: Request) -> Exchange:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tenuto.access.keys import priority_of
 from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import Exchange, exchange_of
 from tenuto.api.retry import again_once
@@ -38,9 +39,10 @@ class GenerationRoutes:
         return await self._serve(request, COMPLETION)
 
     async def _serve(self, request: Request, endpoint: Endpoint) -> Response:
+        exchange = exchange_of(request)
+        self._services.admit(exchange)
         wire = await wire_request(request, endpoint.kind, endpoint.route, self._services)
         target = self._services.target(wire.model, endpoint.route, "generate")
-        exchange = exchange_of(request)
         exchange.model = target.id
         wire = with_defaults(wire, target.entry.request_defaults)
         endpoint.judge(wire, self._services.bounds)
@@ -51,29 +53,33 @@ class GenerationRoutes:
     async def _respond(
         self, wire: GenerationRequest, target: Target, endpoint: Endpoint, exchange: Exchange
     ) -> Response:
-        job = await self._job(wire, target, endpoint)
+        job = await self._job(wire, target, endpoint, exchange)
+        exchange.charge(job.prompts)
         head = Head(f"{endpoint.id_prefix}{uuid.uuid4().hex}", int(time.time()), wire.model)
         headers = ignored_header(wire)
         if job.plan.stream:
             return await self._stream(job, head, exchange, headers)
         folded = await again_once(lambda: self._fold(job, exchange))
+        exchange.generated_tokens = folded.num_tokens
         answer, exchange.tally = endpoint.answer(head, folded, job.prompts, job.plan)
         return json_response(answer, headers)
 
-    async def _job(self, wire: GenerationRequest, target: Target, endpoint: Endpoint) -> "_Job":
+    async def _job(
+        self, wire: GenerationRequest, target: Target, endpoint: Endpoint, exchange: Exchange
+    ) -> "_Job":
         """All that can be refused is, before a model is loaded for it."""
-        entry = target.entry
+        entry, priority = target.entry, priority_of(exchange.key, wire.priority)
         prompts = await self._services.pool.prompts(entry)
         plan = endpoint.plan(wire, prompts.facts, self._services.bounds)
         plan = plan.stopping_at(entry.stop_token_ids)
-        if target.lora is not None:
-            plan = plan.adapted_by(target.lora.id)
+        salt = self._services.salt(exchange.key, wire.cache_salt)
+        plan = plan.asked_by(priority, salt, target.lora.id if target.lora is not None else None)
         rendered = await endpoint.render(wire, prompts, policy_of(entry))
         return _Job(entry, endpoint, plan, rendered, prompts.facts)
 
     async def _start(self, job: "_Job", exchange: Exchange) -> tuple[Generation, Lease]:
         lease = await self._services.pool.lease(
-            job.entry, job.sequences, exchange.queue_key, exchange.patience_s
+            job.entry, job.sequences, exchange.asker(job.plan.sampling.priority)
         )
         try:
             with lease.watched() as engine:
@@ -116,6 +122,7 @@ class GenerationRoutes:
             generation, _ = await again_once(lambda: self._start(job, exchange))
             return generation
         folded = await again_once(lambda: self._fold(job, exchange))
+        exchange.generated_tokens = folded.num_tokens
         return Replay(step_of(returned(folded, job.prompts, job.plan), folded, job.plan))
 
 

@@ -3,7 +3,9 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from tenuto.access.keys import Keys
+from tenuto.access.keys import Key, Keys
+from tenuto.access.limits import Limiter
+from tenuto.api.exchange import Exchange
 from tenuto.engine.types import Task
 from tenuto.errors import BadRequest, UnknownModel
 from tenuto.generation.policy import Policy
@@ -62,8 +64,10 @@ class Services:
     keys: Keys
     metrics: Metrics
     bounds: Bounds
+    limiter: Limiter = field(default_factory=Limiter)
     eager: tuple[str, ...] = ()
     strict_params: bool = False
+    share_prefix_cache: bool = True
     keep_alive_s: float = 15
     gate: Gate = field(default_factory=Gate)
 
@@ -85,6 +89,15 @@ class Services:
         if task is not None and task != target.entry.task:
             raise BadRequest(f"{name} {DOES[target.entry.task]}", param="model")
         return target
+
+    def salt(self, key: Key | None, asked: str | None) -> str | None:
+        """What parts the prefix cache: keys that do not share it never hit each other's."""
+        return asked if self.share_prefix_cache or key is None else f"{key.id}:{asked or ''}"
+
+    def admit(self, exchange: Exchange) -> None:
+        """Errors: `RateLimited`. An open server limits nobody."""
+        if exchange.key is not None:
+            exchange.admission = self.limiter.admit(exchange.key)
 
     def ready(self) -> bool:
         """The models of the start were loaded, and none of them has failed since; one that made

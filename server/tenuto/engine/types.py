@@ -146,7 +146,8 @@ class Sampling:
     """How to generate; every value is already judged against the contract's bounds.
 
     `stream` asks for one `Step` per engine output (deltas); otherwise one `Step` carries
-    every candidate whole. `lora` is the id of one of the engine's adapters.
+    every candidate whole. `lora` is the id of one of the engine's adapters. Of `priority` the lower
+    number goes first.
     """
 
     max_tokens: int
@@ -175,6 +176,7 @@ class Sampling:
     allowed_token_ids: tuple[int, ...] | None = None
     constraint: Constraint | None = None
     cache_salt: str | None = None
+    priority: int = 0
     lora: str | None = None
 
 

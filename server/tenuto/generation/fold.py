@@ -37,6 +37,11 @@ class Folded:
     cached_tokens: dict[int, int] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprob | None]] = field(default_factory=dict)
 
+    @property
+    def num_tokens(self) -> int:
+        """Of all candidates."""
+        return sum(len(choice.token_ids) for choice in self.choices.values())
+
     def add(self, step: Step) -> None:
         self.cached_tokens[step.prompt_index] = step.cached_tokens
         if step.prompt_logprobs is not None:

@@ -55,8 +55,10 @@ class Plan:
         stops = self.sampling.stop_token_ids + token_ids
         return replace(self, sampling=replace(self.sampling, stop_token_ids=stops))
 
-    def adapted_by(self, lora: str) -> "Plan":
-        return replace(self, sampling=replace(self.sampling, lora=lora))
+    def asked_by(self, priority: int, cache_salt: str | None, lora: str | None) -> "Plan":
+        """With what the key and the model's name add to the request."""
+        sampling = replace(self.sampling, priority=priority, cache_salt=cache_salt, lora=lora)
+        return replace(self, sampling=sampling)
 
 
 def chat_prompt(request: ChatRequest, system_prompt: str) -> ChatPrompt:

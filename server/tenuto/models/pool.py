@@ -22,7 +22,7 @@ from tenuto.models.registry import Entry, Registry
 from tenuto.models.room import Room
 from tenuto.models.slot import Lease, Slot
 from tenuto.models.transitions import Transitions, ended, error_of
-from tenuto.models.waiting import Waiter
+from tenuto.models.waiting import ANYONE, Asker, Waiter
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Pool:
         for model_id in ids:
             self.slots[model_id].wanted = True
         for model_id in ids:
-            (await self._wait(self.slots[model_id], sequences=0, key="", max_wait_s=None)).release()
+            (await self._wait(self.slots[model_id], 0, ANYONE, max_wait_s=None)).release()
         self.started.set()
 
     def want(self, model_id: str) -> None:
@@ -108,18 +108,16 @@ class Pool:
             logger.error("%s", error.message)
             raise NotLoaded(f"{entry.id} cannot be used: its tokenizer did not load.") from None
 
-    async def lease(
-        self, entry: Entry, sequences: int = 1, key: str = "", max_wait_s: float = math.inf
-    ) -> Lease:
+    async def lease(self, entry: Entry, sequences: int = 1, asker: Asker = ANYONE) -> Lease:
         """Waits until the model is loaded and its engine has room for so many sequences; who no
         longer waits is forgotten. Errors: `Unavailable`."""
         slot = self._slot(entry)
         engine = slot.granted(sequences)
         if engine is not None and not slot.queue:
             return Lease(slot, engine, sequences, self._released)
-        max_wait_s = min(max_wait_s, self.terms.max_wait_s)
+        max_wait_s = min(asker.patience_s, self.terms.max_wait_s)
         self._refuse_surplus(slot, max_wait_s)
-        return await self._wait(slot, sequences, key, max_wait_s)
+        return await self._wait(slot, sequences, asker, max_wait_s)
 
     def is_ready(self, entry: Entry) -> bool:
         slot = self.slots.get(entry.id)
@@ -174,13 +172,15 @@ class Pool:
         slot.used_at = self.terms.clock()
         self.changed.set()
 
-    async def _wait(self, slot: Slot, sequences: int, key: str, max_wait_s: float | None) -> Lease:
+    async def _wait(
+        self, slot: Slot, sequences: int, asker: Asker, max_wait_s: float | None
+    ) -> Lease:
         if self._closing:
             raise _shutting_down()
         if slot.retry_at == math.inf:
             raise slot.gone()
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(granted, self.terms.clock(), sequences, key)
+        waiter = Waiter(granted, self.terms.clock(), sequences, asker)
         slot.queue.add(waiter)
         self._wake()
         try:

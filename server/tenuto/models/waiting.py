@@ -1,6 +1,7 @@
 """Requests that wait for a model, in the order in which they get it."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,19 @@ if TYPE_CHECKING:
     from tenuto.models.slot import Lease
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who wants a model. Of `priority` the lower number goes first, as in vLLM; `patience_s` is how
+    long he would wait."""
+
+    key: str = ""
+    priority: int = 0
+    patience_s: float = math.inf
+
+
+ANYONE = Asker()
+
+
 @dataclass(eq=False)
 class Waiter:
     """`sequences` is how many the request will run in the engine at once."""
@@ -17,44 +31,59 @@ class Waiter:
     granted: "asyncio.Future[Lease]"
     since: float
     sequences: int
-    key: str = ""
+    asker: Asker = ANYONE
 
 
 @dataclass
 class Queue:
-    """Round robin over keys, so that no key can starve another; first come first for each."""
+    """By priority; within one round robin over keys, so that no key can starve another, and first
+    come first for each."""
 
-    _by_key: dict[str, deque[Waiter]] = field(default_factory=dict)
+    _levels: dict[int, dict[str, deque[Waiter]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_key.values()))
+        return sum(len(waiters) for level in self._levels.values() for waiters in level.values())
+
+    def __bool__(self) -> bool:
+        return bool(self._levels)
 
     def __iter__(self) -> Iterator[Waiter]:
-        return (waiter for waiters in self._by_key.values() for waiter in waiters)
+        """Of each priority and key in turn; only the first one is the next."""
+        for priority in sorted(self._levels):
+            for waiters in self._levels[priority].values():
+                yield from waiters
 
     def add(self, waiter: Waiter) -> None:
-        self._by_key.setdefault(waiter.key, deque()).append(waiter)
+        level = self._levels.setdefault(waiter.asker.priority, {})
+        level.setdefault(waiter.asker.key, deque()).append(waiter)
 
     def remove(self, waiter: Waiter) -> None:
         """Of one that is no longer there, nothing."""
-        waiters = self._by_key.get(waiter.key)
+        level = self._levels.get(waiter.asker.priority, {})
+        waiters = level.get(waiter.asker.key)
         if waiters and waiter in waiters:
             waiters.remove(waiter)
-            if not waiters:
-                del self._by_key[waiter.key]
+            self._drop_empty(waiter)
 
     def first(self) -> Waiter | None:
         return next(iter(self), None)
 
     def take(self) -> Waiter:
         """The first, whose key goes to the end."""
-        key, waiters = next(iter(self._by_key.items()))
-        del self._by_key[key]
+        level = self._levels[min(self._levels)]
+        key, waiters = next(iter(level.items()))
         waiter = waiters.popleft()
-        if waiters:
-            self._by_key[key] = waiters
+        level[key] = level.pop(key)
+        self._drop_empty(waiter)
         return waiter
 
     def since(self) -> float | None:
         """When the longest waiting one came."""
         return min((waiter.since for waiter in self), default=None)
+
+    def _drop_empty(self, waiter: Waiter) -> None:
+        key, priority = waiter.asker.key, waiter.asker.priority
+        if not self._levels[priority][key]:
+            del self._levels[priority][key]
+        if not self._levels[priority]:
+            del self._levels[priority]

@@ -127,10 +127,6 @@ def _judge_generation(
     asked = judged_constraint(request, bounds)
     if asked is not None and request.detokenize is False:
         _refuse_without_text(asked.param)
-    if request.priority:
-        raise BadRequest(
-            "priority must be left out: this key has no right to it.", param="priority"
-        )
 
 
 def _judge_ranges(request: GenerationRequest, bounds: Bounds, least_max_tokens: int) -> None:

@@ -1,0 +1,1 @@
+"""Changes of the state database's tables, one file for each; Alembic runs them in order."""
