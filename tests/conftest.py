@@ -105,6 +105,7 @@ class Setup:
     keep_alive_s: float = 15
     drain_s: float = 5
     terms: Terms = field(default_factory=Terms)
+    services: dict[str, Any] = field(default_factory=dict)
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app
 
 
@@ -150,6 +151,7 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
             eager=setup.eager,
             strict_params=setup.strict_params,
             keep_alive_s=setup.keep_alive_s,
+            **setup.services,
         )
         # The server asks no more of its app than uvicorn does.
         app: Any = setup.wrap(build_app(services, setup.cors_origins))

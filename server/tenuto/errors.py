@@ -9,10 +9,13 @@ TenutoError
     │   └── UnknownModel     400
     ├── BadRequest           400  a value, a type or a contradiction
     ├── AuthError            401
-    │   └── NotAdmin         403
+    │   ├── NotAdmin         403
+    │   ├── UnknownKey       401
+    │   └── ModelNotAllowed  401
     ├── NotFound             404
     ├── MethodNotAllowed     405
     ├── TooLarge             413, 431
+    ├── TooSlow              408  the request did not arrive
     ├── RateLimited          429  more than its key may use
     ├── SystemPromptRejected 500  as the hosted API documents it
     ├── InternalError        500
@@ -21,7 +24,7 @@ TenutoError
         └── EngineLost       503  the engine ended under a running request
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -90,6 +93,19 @@ class UnknownKey(AuthError):
     type = "token_not_found_in_db"
 
 
+class ModelNotAllowed(AuthError):
+    """Worded as LiteLLM words it, whether or not there is such a model."""
+
+    type = "key_model_access_denied"
+
+    def __init__(self, allowed: Sequence[str], name: str) -> None:
+        super().__init__(
+            "key not allowed to access model. This key can only access "
+            f"models={list(allowed)}. Tried to access {quoted(name)}",
+            param="model",
+        )
+
+
 class NotFound(ApiError):
     status = 404
     type = "invalid_request_error"
@@ -126,6 +142,11 @@ class InternalError(ApiError):
         super().__init__(
             "Internal server error. The server's log has more under this request's id."
         )
+
+
+class TooSlow(ApiError):
+    status = 408
+    type = "invalid_request_error"
 
 
 class RateLimited(ApiError):

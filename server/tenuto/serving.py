@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from tenuto.api.services import Services
 from tenuto.errors import ConfigError, TenutoError
 from tenuto.reload import Reloader
+from tenuto.slow_senders import timed_protocol
 
 logger = logging.getLogger(__name__)
 CLOSE_CONNECTIONS_S = 5
@@ -43,6 +44,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=CLOSE_CONNECTIONS_S,
+                http=timed_protocol(services.request_timeout_s),
             )
         )
         self.failed = False

@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     api_key_file: Path | None = Field(None, description="file with one API key per line")
     admin_key_file: Path | None = Field(None, description="file with one admin key per line")
     watch: bool = Field(False, description="read the registry again whenever its file changes")
+    admin_remote: bool = Field(False, description="allow admin routes from other hosts")
     no_auth: bool = Field(False, description="allow an open server on any address")
     cors_origins: list[str] = Field(default=[], description="origins that browsers may call from")
     strict_params: bool = Field(False, description="refuse parameters that nothing acts upon")
@@ -45,6 +46,7 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(300, gt=0, description="seconds that a request waits for its model")
     max_waiting: int = Field(1024, ge=1, description="requests that wait for one model")
     drain_s: float = Field(30, ge=0, description="seconds that running requests get at shutdown")
+    request_timeout_s: float = Field(60, gt=0, description="seconds in which a request arrives")
     keep_alive_s: float = Field(15, gt=0, description="seconds of silence before an SSE comment")
     state_dir: Path = Field(
         Path("~/.local/state/tenuto"), description="folder of the database with keys and usage"

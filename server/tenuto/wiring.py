@@ -36,6 +36,9 @@ def server_of(
         bounds=settings.bounds,
         eager=eager,
         strict_params=settings.strict_params,
+        share_prefix_cache=settings.share_prefix_cache,
+        admin_remote=settings.admin_remote,
+        request_timeout_s=settings.request_timeout_s,
         keep_alive_s=settings.keep_alive_s,
     )
     app = build_app(services, settings.cors_origins, on_failure=lambda error: server.fail(error))

@@ -28,7 +28,7 @@ ARROWS = {
     "bench": set(),
 }
 # These wire everything together, and nothing imports them.
-WIRING = {"app", "cli", "reload", "serving", "wiring"}
+WIRING = {"app", "cli", "reload", "serving", "slow_senders", "wiring"}
 HEAVY = {"vllm", "torch"}
 HEAVY_FILES = re.compile(r"engine/(vllm\w*|preload|quantize)\.py")
 

@@ -1,19 +1,20 @@
 """Request bodies: bounded, decoded, typed, and with every field that has no effect named."""
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto.api.services import Services
-from tenuto.errors import BadRequest, TooLarge
+from tenuto.errors import BadRequest, TooLarge, TooSlow
 from tenuto.wire.parse import decode, ignored_fields, parse
-from tenuto.wire.requests import Request as WireRequest
 
-R = TypeVar("R", bound=WireRequest)
+R = TypeVar("R", bound=BaseModel)
 IGNORED_HEADER = "x-tenuto-ignored-params"
 STRICT_HEADER = "x-tenuto-strict-params"
 # SillyTavern alone sends fifty foreign fields; proxies refuse headers of 8 KiB.
@@ -22,9 +23,9 @@ UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 async def wire_request(request: Request, kind: type[R], route: str, services: Services) -> R:
-    """Errors: `InvalidRequest`, `BadRequest`, `TooLarge`; with strict parameters `BadRequest` for
-    a field that nothing acts upon."""
-    body = decode(await _read(request, services.bounds.body_bytes))
+    """Errors: `InvalidRequest`, `BadRequest`, `TooLarge`, `TooSlow`; with strict parameters
+    `BadRequest` for a field that nothing acts upon."""
+    body = decode(await _arrived(request, services))
     model = request.path_params.get("model")
     wire = parse(kind, body | {"model": model} if model else body, route)
     ignored = ignored_fields(wire)
@@ -38,7 +39,7 @@ async def wire_request(request: Request, kind: type[R], route: str, services: Se
     return wire
 
 
-def ignored_header(wire: WireRequest) -> dict[str, str]:
+def ignored_header(wire: BaseModel) -> dict[str, str]:
     ignored = ignored_fields(wire)
     if not ignored:
         return {}
@@ -52,6 +53,20 @@ def json_response(
     answer: msgspec.Struct, headers: Mapping[str, str] | None = None, status: int = 200
 ) -> Response:
     return Response(msgspec.json.encode(answer), status, headers, "application/json")
+
+
+async def _arrived(request: Request, services: Services) -> bytes:
+    """Errors: `TooLarge`, `TooSlow`."""
+    try:
+        async with asyncio.timeout(services.request_timeout_s):
+            return await _read(request, services.bounds.body_bytes)
+    except TimeoutError:
+        # What is still to come would be taken for the next request.
+        raise TooSlow(
+            f"The request did not arrive within {services.request_timeout_s:g} s.",
+            param="request_body",
+            headers={"connection": "close"},
+        ) from None
 
 
 async def _read(request: Request, limit: int) -> bytes:

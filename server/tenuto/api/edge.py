@@ -17,7 +17,16 @@ from tenuto.api.exchange import (
     request_id_of,
 )
 from tenuto.api.services import Services
-from tenuto.errors import ApiError, InternalError, NotAdmin, TooLarge, Unavailable, encoded
+from tenuto.errors import (
+    ApiError,
+    InternalError,
+    NotAdmin,
+    RateLimited,
+    TooLarge,
+    Unavailable,
+    UnknownKey,
+    encoded,
+)
 
 logger = logging.getLogger(__name__)
 OPEN_PATHS = {"/health", "/health/liveliness", "/health/readiness", "/openapi.json", "/docs"}
@@ -60,7 +69,7 @@ class Edge:
             self._admit(scope, exchange, is_open)
             await self._app(scope, receive, send)
         except ApiError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(await self._told(error, scope))(scope, receive, send)
         except ClientDisconnect:
             # It left while it sent its request: nobody is there to answer.
             return
@@ -80,12 +89,28 @@ class Edge:
             return
         if self._services.gate.draining:
             raise Unavailable("The server is shutting down. Please retry.")
-        client = scope.get("client")
-        if scope["path"] == "/metrics" and client and client[0] in LOOPBACK:
+        is_near = _host(scope) in LOOPBACK
+        if scope["path"] == "/metrics" and is_near:
             return
         exchange.key = self._services.keys.authenticate(_authorization(scope))
-        if scope["path"].startswith(ADMIN_PREFIX) and not _is_admin(exchange.key):
+        if scope["path"].startswith(ADMIN_PREFIX):
+            self._require_owner(exchange.key, is_near=is_near)
+
+    def _require_owner(self, key: Key | None, *, is_near: bool) -> None:
+        if key is None or key.role != "admin":
             raise NotAdmin("This route needs an admin key (TENUTO_ADMIN_KEYS).", param="key")
+        if not (is_near or self._services.admin_remote):
+            raise NotAdmin("This route is off for other hosts (TENUTO_ADMIN_REMOTE).")
+
+    async def _told(self, error: ApiError, scope: Scope) -> ApiError:
+        """The error, later for those who guess keys."""
+        if not isinstance(error, UnknownKey):
+            return error
+        try:
+            await self._services.guesses.failed(_host(scope) or "")
+        except RateLimited as limited:
+            return limited
+        return error
 
     def _record(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
         metrics = self._services.metrics
@@ -137,8 +162,9 @@ def _is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
-def _is_admin(key: Key | None) -> bool:
-    return key is not None and key.role == "admin"
+def _host(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 def _authorization(scope: Scope) -> str | None:

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from tenuto.access.guessing import Guesses
 from tenuto.access.keys import Key, Keys
 from tenuto.access.limits import Limiter
 from tenuto.api.exchange import Exchange
@@ -64,10 +65,13 @@ class Services:
     keys: Keys
     metrics: Metrics
     bounds: Bounds
+    guesses: Guesses = field(default_factory=Guesses)
     limiter: Limiter = field(default_factory=Limiter)
     eager: tuple[str, ...] = ()
     strict_params: bool = False
     share_prefix_cache: bool = True
+    admin_remote: bool = False
+    request_timeout_s: float = 60
     keep_alive_s: float = 15
     gate: Gate = field(default_factory=Gate)
 

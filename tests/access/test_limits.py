@@ -1,0 +1,168 @@
+"""What a key may use, on a clock that the test moves."""
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+
+import pytest
+
+from tenuto.access.keys import Key, Limits
+from tenuto.access.limits import Admission, Limiter
+from tenuto.errors import RateLimited
+
+START = 1_800_000_000.0
+
+
+@dataclass
+class Clock:
+    now: float = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("limits.storage.memory.time.time", clock)
+    return clock
+
+
+def key(name: str = "k", **limits: int) -> Key:
+    return Key(id=name, digest=b"", limits=Limits(**limits))
+
+
+def refused(limiter: Limiter, asker: Key) -> RateLimited:
+    with pytest.raises(RateLimited) as caught:
+        limiter.admit(asker)
+    assert (caught.value.status, caught.value.type) == (429, "rate_limit_error")
+    return caught.value
+
+
+def test_requests_a_minute(clock: Clock) -> None:
+    limiter, asker = Limiter(clock), key(requests_per_minute=2)
+    first = limiter.admit(asker)
+    assert first.headers() == {
+        "x-ratelimit-limit-requests": "2",
+        "x-ratelimit-remaining-requests": "1",
+        "x-ratelimit-reset-requests": "60.000s",
+    }
+    clock.now += 20
+    limiter.admit(asker)
+    error = refused(limiter, asker)
+    assert error.headers["retry-after"] == "40"
+    assert error.headers["x-ratelimit-remaining-requests"] == "0"
+    clock.now += 40.001
+    limiter.admit(asker)
+    refused(limiter, asker)
+
+
+def test_tokens_a_minute(clock: Clock) -> None:
+    """Let in while less is counted than allowed: the prompt at once, the rest when it ends."""
+    limiter, asker = Limiter(clock), key(tokens_per_minute=100)
+    running = limiter.admit(asker)
+    running.charge(60)
+    beside = limiter.admit(asker)
+    beside.charge(30)
+    assert beside.headers()["x-ratelimit-remaining-tokens"] == "10"
+    clock.now += 10
+    running.release(500)
+    error = refused(limiter, asker)
+    assert error.headers["retry-after"] == "60"
+    assert error.headers["x-ratelimit-remaining-tokens"] == "0"
+    clock.now += 60
+    limiter.admit(asker)
+
+
+def test_a_prompt_that_can_never_fit(clock: Clock) -> None:
+    limiter, asker = Limiter(clock), key(tokens_per_minute=100)
+    admission = limiter.admit(asker)
+    with pytest.raises(RateLimited, match="has 101 tokens, and this key may use 100") as caught:
+        admission.charge(101)
+    assert caught.value.headers["x-should-retry"] == "false"
+    assert admission.headers()["x-ratelimit-remaining-tokens"] == "100"
+
+
+def test_requests_at_once(clock: Clock) -> None:
+    limiter, asker = Limiter(clock), key(parallel_requests=1, requests_per_minute=2)
+    running = limiter.admit(asker)
+    error = refused(limiter, asker)
+    # One that is refused uses nothing up.
+    assert error.headers["x-ratelimit-remaining-requests"] == "1"
+    running.release(0)
+    running.release(0)
+    limiter.admit(asker)
+    refused(limiter, asker)
+
+
+def test_tokens_a_month(clock: Clock) -> None:
+    limiter, asker = Limiter(clock), key(tokens_per_month=100)
+    limiter.spent_this_month({"k": 90})
+    admission = limiter.admit(asker)
+    admission.charge(4)
+    admission.release(6)
+    error = refused(limiter, asker)
+    assert error.headers["x-should-retry"] == "false"
+    clock.now += int(error.headers["retry-after"]) + 1
+    limiter.admit(asker)
+
+
+def test_keys_do_not_limit_each_other(clock: Clock) -> None:
+    limiter = Limiter(clock)
+    for name in "ab":
+        limiter.admit(key(name, requests_per_minute=1))
+        refused(limiter, key(name, requests_per_minute=1))
+    limiter.admit(key("c")).release(10**9)
+    assert limiter.admit(key("c")).headers() == {}
+
+
+def test_a_hundred_thousand_requests_over_fifty_keys(clock: Clock) -> None:
+    """None above its limits in any minute, and none refused below them."""
+    chance = random.Random(1)
+    askers = [
+        key(
+            str(number),
+            requests_per_minute=chance.randint(1, 60),
+            tokens_per_minute=chance.randint(100, 5000),
+            parallel_requests=chance.randint(1, 8),
+        )
+        for number in range(50)
+    ]
+    limiter = Limiter(clock)
+    admitted: dict[str, list[float]] = defaultdict(list)
+    spent: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    running: dict[str, list[Admission]] = defaultdict(list)
+    num_refused = 0
+    for _ in range(100_000):
+        clock.now += chance.expovariate(40)
+        asker = chance.choice(askers)
+        limits, name, now = asker.limits, asker.id, clock.now
+        if running[name] and chance.random() < 0.5:
+            tokens = chance.randint(0, 60)
+            running[name].pop(chance.randrange(len(running[name]))).release(tokens)
+            spent[name].append((now, tokens))
+        recent = [when for when in admitted[name] if when > now - 60]
+        used = sum(tokens for when, tokens in spent[name] if when > now - 60)
+        admitted[name] = recent
+        spent[name] = [(when, tokens) for when, tokens in spent[name] if when > now - 60]
+        assert limits.requests_per_minute is not None
+        assert limits.tokens_per_minute is not None
+        assert limits.parallel_requests is not None
+        is_free = (
+            len(recent) < limits.requests_per_minute
+            and used < limits.tokens_per_minute
+            and len(running[name]) < limits.parallel_requests
+        )
+        try:
+            admission = limiter.admit(asker)
+        except RateLimited:
+            assert not is_free
+            num_refused += 1
+            continue
+        assert is_free
+        admitted[name].append(now)
+        running[name].append(admission)
+        prompt_tokens = chance.randint(1, 60)
+        admission.charge(prompt_tokens)
+        spent[name].append((now, prompt_tokens))
+    assert 10_000 < num_refused < 90_000
