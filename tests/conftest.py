@@ -16,8 +16,10 @@ import yaml
 from starlette.types import ASGIApp
 
 from tenuto.access.keys import Keys
+from tenuto.access.usage import Recorder
 from tenuto.api.services import Services
 from tenuto.app import build_app
+from tenuto.cli.serve import with_stored
 from tenuto.engine.fake import FakeBackend, FakeEngine
 from tenuto.models.pool import Pool, Terms
 from tenuto.models.registry import Registry, load_registry
@@ -27,6 +29,14 @@ from tenuto.wire.bounds import Bounds
 
 T = TypeVar("T")
 MODEL = "demo"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test meets the keys of whoever runs it; theirs are shut out of each other's servers."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TENUTO_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @dataclass(repr=False)
@@ -106,6 +116,7 @@ class Setup:
     drain_s: float = 5
     terms: Terms = field(default_factory=Terms)
     services: dict[str, Any] = field(default_factory=dict)
+    state_dir: Path | None = None
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app
 
 
@@ -138,6 +149,7 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
     """The server, its models loaded, on a free port of the loopback interface."""
     started: Future[tuple[Server, Services, asyncio.AbstractEventLoop]] = Future()
     listener = listen("127.0.0.1", 0)
+    watcher = with_stored(setup.keys, setup.state_dir) if setup.state_dir else None
 
     async def serve() -> None:
         registry = make_registry(directory, setup.models)
@@ -151,6 +163,8 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
             eager=setup.eager,
             strict_params=setup.strict_params,
             keep_alive_s=setup.keep_alive_s,
+            key_watcher=watcher,
+            recorder=Recorder(watcher.store.engine) if watcher is not None else None,
             **setup.services,
         )
         # The server asks no more of its app than uvicorn does.
@@ -169,6 +183,8 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
         yield running
     server.should_exit = True
     running.wait_ended()
+    if watcher is not None:
+        watcher.store.engine.dispose()
 
 
 Serve = Callable[..., Running]

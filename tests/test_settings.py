@@ -34,6 +34,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "request_timeout_s": ("5", 5.0),
     "keep_alive_s": ("0.5", 0.5),
     "state_dir": ("/s", Path("/s")),
+    "usage_days": ("30", 30),
     "cache_dir": ("/c", Path("/c")),
     "log_level": ("debug", "debug"),
     "bounds": ('{"n": 3}', Bounds(n=3)),

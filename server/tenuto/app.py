@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto.api.admin import AdminRoutes
+from tenuto.api.admin_keys import KeyRoutes
+from tenuto.api.admin_usage import UsageRoutes
 from tenuto.api.edge import Edge, error_response
 from tenuto.api.embed import EmbeddingRoutes
 from tenuto.api.generate import GenerationRoutes
@@ -57,7 +59,7 @@ def _add_routes(app: FastAPI, services: Services) -> None:
     """Fixed routes first: a model's id may hold `/`, and the model in the path wins."""
     generation, tokens = GenerationRoutes(services), TokenRoutes(services)
     models, health = ModelRoutes(services), HealthRoutes(services)
-    admin = AdminRoutes(services)
+    admin, keys = AdminRoutes(services), KeyRoutes(services)
     _add(app, "GET", "/health", health.health)
     _add(app, "GET", "/health/liveliness", health.liveliness)
     _add(app, "GET", "/health/readiness", health.readiness)
@@ -65,6 +67,13 @@ def _add_routes(app: FastAPI, services: Services) -> None:
     _add(app, "GET", "/admin/models", admin.models)
     for action in (admin.load, admin.sleep, admin.unload):
         _add(app, "POST", f"/admin/models/{{name:path}}/{action.__name__}", action)
+    _add(app, "GET", "/admin/keys", keys.keys)
+    _add(app, "POST", "/admin/keys", keys.create, "NewKey")
+    _add(app, "GET", "/admin/keys/{name}", keys.key)
+    _add(app, "POST", "/admin/keys/{name}/rotate", keys.rotate)
+    _add(app, "DELETE", "/admin/keys/{name}", keys.revoke)
+    if services.key_watcher is not None:
+        _add(app, "GET", "/admin/usage", UsageRoutes(services.key_watcher.store.engine).usage)
     _add(app, "POST", "/utils/token_counter", tokens.token_counter, "CounterRequest")
     _add(app, "POST", "/tokenize", tokens.tokenize, "TokenizeRequest")
     _add(app, "POST", "/detokenize", tokens.detokenize, "DetokenizeRequest")
@@ -104,7 +113,7 @@ def _allow_origins(app: FastAPI, origins: list[str]) -> None:
         allow_origins=origins,
         # Browsers refuse `*` together with credentials.
         allow_credentials="*" not in origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=["x-request-id", "x-tenuto-ignored-params", "retry-after"],
     )
@@ -115,11 +124,18 @@ def _lifespan(services: Services, on_failure: Failed) -> Any:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(services, on_failure))
+        tasks = [asyncio.create_task(_load(services, on_failure))]
+        if services.key_watcher is not None:
+            tasks.append(asyncio.create_task(services.key_watcher.run()))
+        if services.recorder is not None:
+            tasks.append(asyncio.create_task(services.recorder.run()))
         yield
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await services.pool.close(0)
+        if services.recorder is not None:
+            await services.recorder.close()
 
     return lifespan
 

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     state_dir: Path = Field(
         Path("~/.local/state/tenuto"), description="folder of the database with keys and usage"
     )
+    usage_days: int | None = Field(
+        None, ge=1, description="days after which single requests are forgotten; their sums stay"
+    )
     cache_dir: Path = Field(Path("~/.cache/tenuto"), description="folder for rewritten checkpoints")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     bounds: Bounds = Field(default=Bounds(), description="limits of a request")

@@ -1,8 +1,12 @@
 """Puts the parts together for `tenuto serve`."""
 
+import time
 from pathlib import Path
 
-from tenuto.access.keys import Keys
+from tenuto.access.limits import Limiter
+from tenuto.access.usage import Recorder
+from tenuto.access.usage_queries import tokens_this_month
+from tenuto.access.watching import KeyWatcher
 from tenuto.api.services import Services
 from tenuto.app import build_app
 from tenuto.engine.forkserver import EngineContext
@@ -22,16 +26,19 @@ def server_of(
     settings: Settings,
     path: Path,
     registry: Registry,
-    keys: Keys,
+    key_watcher: KeyWatcher,
     eager: tuple[str, ...],
     context: EngineContext,
 ) -> Server:
     backend = LazyVllm(context, settings.cache_dir.expanduser(), settings.drain_s)
     pool = Pool(registry, backend, terms_of(settings))
+    database = key_watcher.store.engine
+    limiter = Limiter()
+    limiter.spent_this_month(tokens_this_month(database, time.time()))
     services = Services(
         registry=registry,
         pool=pool,
-        keys=keys,
+        keys=key_watcher.keys,
         metrics=Metrics(pool.unfinished, pool.failed_wakes),
         bounds=settings.bounds,
         eager=eager,
@@ -40,6 +47,9 @@ def server_of(
         admin_remote=settings.admin_remote,
         request_timeout_s=settings.request_timeout_s,
         keep_alive_s=settings.keep_alive_s,
+        key_watcher=key_watcher,
+        limiter=limiter,
+        recorder=Recorder(database, retention_days=settings.usage_days),
     )
     app = build_app(services, settings.cors_origins, on_failure=lambda error: server.fail(error))
     reloader = Reloader(path, registry, pool, lambda found: chosen_models(found, settings.models))

@@ -138,12 +138,12 @@ def test_a_fault_of_the_server_gives_the_place_back(serve: Serve) -> None:
 
 def test_a_key_bounds_the_priority(serve: Serve) -> None:
     keys = Keys(["sk-plain"])
-    bounds = {"first_priority": -2, "last_priority": 3}
-    keys.adopt([Key(id="k-1", digest=digest_of(SECRET), **bounds)], has_stored=True)
+    key = Key(id="k-1", digest=digest_of(SECRET), first_priority=-2, last_priority=3)
+    keys.adopt([key], has_stored=True)
     server = serve(keys=keys)
     server.client.headers.update(BEARER)
     for priority in (None, -9, 2, 7):
-        fields = {} if priority is None else {"priority": priority}
+        fields: dict[str, Any] = {} if priority is None else {"priority": priority}
         assert server.chat(**fields).status_code == 200
     assert [sampling.priority for sampling in server.engine().generated] == [0, -2, 2, 3]
     server.client.headers["authorization"] = "Bearer sk-plain"

@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from tenuto.access.keys import Keys
-from tenuto.cli.serve import registry_path, require_keys
+from tenuto.access.new_key import NewKey
+from tenuto.cli.serve import registry_path, require_keys, with_stored
 from tenuto.errors import ConfigError
-from tenuto.models.registry import chosen_models, Registry
+from tenuto.models.registry import Registry, chosen_models
 from tenuto.settings import Settings
+from tests.access.stores import opened
 from tests.conftest import make_adapter, make_registry
 
 
@@ -38,6 +40,29 @@ def test_keys_or_the_owners_word_open_every_address() -> None:
     require_keys(Settings(host="0.0.0.0"), Keys(user=["sk-a"]))
     require_keys(Settings(host="0.0.0.0"), Keys(admin=["sk-a"]))
     require_keys(Settings(host="0.0.0.0", no_auth=True), Keys())
+
+
+def test_stored_keys_count_also_when_the_last_was_revoked(tmp_path: Path) -> None:
+    settings = Settings(host="0.0.0.0")
+    with opened(tmp_path) as store:
+        with pytest.raises(ConfigError, match="without API keys"):
+            require_keys(settings, stored_keys(tmp_path))
+        key_id = store.create(NewKey())[0].key.id
+        require_keys(settings, stored_keys(tmp_path))
+        store.revoke(key_id)
+        require_keys(settings, stored_keys(tmp_path))
+
+
+def stored_keys(directory: Path) -> Keys:
+    watcher = with_stored(Keys(), directory)
+    watcher.store.engine.dispose()
+    return watcher.keys
+
+
+def test_serve_refuses_a_state_directory_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    with pytest.raises(ConfigError, match="state directory"):
+        with_stored(Keys(), tmp_path / "state")
 
 
 @pytest.fixture
@@ -111,6 +136,5 @@ def test_serve_refuses_in_one_line(tmp_path: Path, arguments: tuple[str, ...], l
 def test_models_list(tmp_path: Path) -> None:
     ended = tenuto("models", "list", cwd=tmp_path)
     assert ended.returncode == 0
-    assert ["tenuto-demo", "yes", "0.9", "MiB", "8192", "1", "Apache-2.0", "tenuto-demo"] in [
-        line.split() for line in ended.stdout.splitlines()
-    ]
+    row = "tenuto-demo on this host 0.9 MiB ? 8192 1 Apache-2.0 tenuto-demo"
+    assert row in [" ".join(line.split()) for line in ended.stdout.splitlines()]

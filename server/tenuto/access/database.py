@@ -9,13 +9,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
-from tenuto.errors import ConfigError
+from tenuto.access.schema import changes
+from tenuto.errors import ConfigError, Unavailable
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "state.db"
+MIGRATIONS = Path(__file__).with_name("migrations")
 # Another process may be writing; nobody holds the file for longer than a batch.
 BUSY_TIMEOUT_S = 10
 
@@ -43,13 +45,21 @@ def open_database(state_dir: Path) -> Engine:
 
 
 def _engine(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_TIMEOUT_S}
+    )
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, record: Any) -> None:
+        # Python's own transactions leave out changes of tables; half a migration would stay.
+        connection.isolation_level = None
         connection.execute("PRAGMA journal_mode = WAL")
         # A process that is killed loses nothing; the machine's end may cost the last second.
         connection.execute("PRAGMA synchronous = NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
 
     return engine
 
@@ -63,19 +73,22 @@ def _migrate(engine: Engine, path: Path) -> None:
     from alembic.util import CommandError
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    newest = ScriptDirectory.from_config(config).get_current_head()
+    # Alembic takes a single % for a placeholder.
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
+    newest = scripts.get_current_head()
     with engine.begin() as connection:
         present = MigrationContext.configure(connection).get_current_revision()
         if present == newest:
             return
         if present is not None:
+            try:
+                scripts.get_revision(present)
+            except CommandError:
+                raise ConfigError(f"state database {path}: a newer version wrote it") from None
             _back_up(path, present)
         config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, "head")
-        except CommandError:
-            raise ConfigError(f"state database {path}: was written by a newer version") from None
+        command.upgrade(config, "head")
     logger.info("state database: version %s, was %s", newest, present or "new")
 
 
@@ -99,8 +112,18 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """Errors: `Unavailable` when the database is locked, full or gone."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        # SQLAlchemy's own words hold the values of the statement.
+        cause = getattr(error, "orig", None) or type(error).__name__
+        raise Unavailable(f"The state database cannot be used: {cause}.") from None
+
+
 def change(connection: Connection) -> None:
     """To be called in every transaction that changes keys: other processes read them again."""
-    from tenuto.access.schema import changes
-
     connection.execute(changes.update().values(number=changes.c.number + 1))

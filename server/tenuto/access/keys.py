@@ -43,6 +43,10 @@ class Key:
     first_priority: int = 0
     last_priority: int = 0
 
+    @property
+    def is_expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= time.time()
+
     def allows(self, model_id: str) -> bool:
         return self.models is None or any(fnmatchcase(model_id, glob) for glob in self.models)
 
@@ -104,7 +108,7 @@ class Keys:
         key = self._known.get(digest_of(secret))
         if key is None:
             raise UnknownKey(f"{FAILED}Invalid API key passed in.", param="key")
-        if key.expires_at is not None and key.expires_at <= time.time():
+        if key.is_expired:
             raise UnknownKey(f"{FAILED}Expired API key passed in.", param="key")
         return key
 

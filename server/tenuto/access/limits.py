@@ -36,6 +36,10 @@ class TokenWindow:
             self._total -= self._spent.popleft()[1]
         return self._total
 
+    def empty_after_s(self, now: float) -> float:
+        """Seconds until the total is 0, when nothing is added."""
+        return max(0.0, self._spent[-1][0] + MINUTE_S - now) if self._spent else 0.0
+
     def below_after_s(self, limit: int, now: float) -> float:
         """Seconds until the total is below the limit, when nothing is added."""
         over = self.total(now) - limit
@@ -145,7 +149,7 @@ class Limiter:
         limit = key.limits.tokens_per_minute
         if limit is not None:
             left = max(0, limit - spent.window.total(now))
-            found |= _headers("tokens", limit, left, spent.window.below_after_s(1, now))
+            found |= _headers("tokens", limit, left, spent.window.empty_after_s(now))
         return found
 
     def _excess(self, limits: Limits, spent: _Spent, now: float) -> RateLimited | None:

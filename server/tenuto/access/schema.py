@@ -17,7 +17,7 @@ metadata = MetaData()
 # SQLite numbers rows by itself for its own integer type alone.
 Number = BigInteger().with_variant(Integer, "sqlite")
 
-# Times are seconds since 1970. A limit that is null does not limit; `models` are globs or null: all.
+# Times are seconds since 1970. A limit that is null does not limit; `models` are globs, null: all.
 keys = Table(
     "keys",
     metadata,
@@ -29,7 +29,7 @@ keys = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("revoked_at", Float),
-    Column("models", JSON),
+    Column("models", JSON(none_as_null=True)),
     Column("requests_per_minute", Integer),
     Column("tokens_per_minute", Integer),
     Column("parallel_requests", Integer),

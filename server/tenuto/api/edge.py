@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenuto.access.keys import Key
+from tenuto.api.accounting import usage_of
 from tenuto.api.exchange import (
     CLIENT_LEFT,
     SCOPE_KEY,
@@ -55,7 +56,7 @@ class Edge:
         if not is_open:
             self._services.gate.enter()
         try:
-            await self._answer(scope, receive, _noting(send, exchange), exchange, is_open)
+            await self._answer(scope, receive, _noting(send, exchange, began), exchange, is_open)
         finally:
             exchange.release()
             if not is_open:
@@ -98,7 +99,7 @@ class Edge:
 
     def _require_owner(self, key: Key | None, *, is_near: bool) -> None:
         if key is None or key.role != "admin":
-            raise NotAdmin("This route needs an admin key (TENUTO_ADMIN_KEYS).", param="key")
+            raise NotAdmin("This route needs an admin key.", param="key")
         if not (is_near or self._services.admin_remote):
             raise NotAdmin("This route is off for other hosts (TENUTO_ADMIN_REMOTE).")
 
@@ -116,6 +117,9 @@ class Edge:
         metrics = self._services.metrics
         route = getattr(scope.get("route"), "path", "unmatched")
         status = exchange.status if exchange.ended else CLIENT_LEFT
+        if exchange.is_metered and self._services.recorder is not None:
+            row = usage_of(exchange, scope["route"].name, status, seconds)
+            self._services.recorder.add(row)
         metrics.requests.labels(route, exchange.model, status).inc()
         metrics.duration.labels(route).observe(seconds)
         if exchange.tally is not None:
@@ -138,7 +142,7 @@ def error_response(error: ApiError) -> Response:
     return Response(encoded(error), error.status, error.headers, "application/json")
 
 
-def _noting(send: Send, exchange: Exchange) -> Send:
+def _noting(send: Send, exchange: Exchange, began: float) -> Send:
     async def noting(message: Message) -> None:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
@@ -151,8 +155,11 @@ def _noting(send: Send, exchange: Exchange) -> Send:
             if exchange.admission is not None:
                 limits = exchange.admission.headers().items()
                 message["headers"] += [(name.encode(), value.encode()) for name, value in limits]
-        elif not message.get("more_body"):
-            exchange.ended = True
+        else:
+            if exchange.first_token_s is None and message.get("body", b"").startswith(b"data:"):
+                exchange.first_token_s = time.monotonic() - began
+            if not message.get("more_body"):
+                exchange.ended = True
         await send(message)
 
     return noting

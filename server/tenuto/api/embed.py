@@ -34,7 +34,7 @@ class EmbeddingRoutes:
         exchange = exchange_of(request)
         self._services.admit(exchange)
         wire = await wire_request(request, EmbeddingRequest, ROUTE, self._services)
-        entry = self._services.target(wire.model, ROUTE, "embed").entry
+        entry = self._services.target(wire.model, ROUTE, "embed", key=exchange.key).entry
         exchange.model = entry.id
         batch = judge_embedding(wire, self._services.bounds)
         work = self._respond(wire, batch, entry, exchange)

@@ -25,17 +25,19 @@ SCOPE_KEY = "tenuto.exchange"
 
 @dataclass
 class Exchange:
-    """`generated_tokens` are those of all candidates, where not every one is returned. `ended`: the
-    answer's last byte was handed over; else the client left: a 499. `patience_s` is how
-    long the client waits in silence, as far as it says."""
+    """`is_metered`: its use is written down. `generated_tokens` are those of all candidates, where
+    not every one is returned. `ended`: the answer's last byte was handed over; else the client
+    left: a 499. `patience_s` is how long the client waits in silence, as far as it says."""
 
     request_id: str
     patience_s: float = math.inf
     key: Key | None = None
     admission: Admission | None = None
+    is_metered: bool = False
     model: str = ""
     tally: Tally | None = None
     generated_tokens: int | None = None
+    first_token_s: float | None = None
     status: int = 0
     started: bool = False
     ended: bool = False

@@ -42,7 +42,7 @@ class GenerationRoutes:
         exchange = exchange_of(request)
         self._services.admit(exchange)
         wire = await wire_request(request, endpoint.kind, endpoint.route, self._services)
-        target = self._services.target(wire.model, endpoint.route, "generate")
+        target = self._services.target(wire.model, endpoint.route, "generate", key=exchange.key)
         exchange.model = target.id
         wire = with_defaults(wire, target.entry.request_defaults)
         endpoint.judge(wire, self._services.bounds)

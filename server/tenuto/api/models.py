@@ -6,9 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto.api.body import json_response
-from tenuto.api.services import Services
+from tenuto.api.exchange import exchange_of
+from tenuto.api.services import Services, may_use
 from tenuto.errors import NotFound, quoted
-from tenuto.models.registry import Entry
+from tenuto.models.registry import Entry, Target
 from tenuto.wire.responses import ModelCard, ModelInfo, ModelInfoList, ModelList
 
 
@@ -17,20 +18,23 @@ class ModelRoutes:
         self._services = services
 
     async def models(self, request: Request) -> Response:
+        key = exchange_of(request).key
         targets = self._services.registry.targets()
-        cards = [ModelCard(target.id) for target in targets if target.is_present]
-        return json_response(ModelList(cards))
+        usable = (target for target in targets if target.is_present and may_use(key, target))
+        return json_response(ModelList([ModelCard(target.id) for target in usable]))
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         target = self._services.registry.find(name)
-        if target is None or not target.is_present:
+        key = exchange_of(request).key
+        if target is None or not target.is_present or not may_use(key, target):
             raise NotFound(f"The model {quoted(name)!r} does not exist.", param="model")
         return json_response(ModelCard(name))
 
     async def model_info(self, request: Request) -> Response:
-        rows = [await self._info(entry) for entry in self._services.registry.present()]
-        return json_response(ModelInfoList(rows))
+        key = exchange_of(request).key
+        usable = (e for e in self._services.registry.present() if may_use(key, Target(e)))
+        return json_response(ModelInfoList([await self._info(entry) for entry in usable]))
 
     async def _info(self, entry: Entry) -> ModelInfo:
         slot = self._services.pool.slots[entry.id]

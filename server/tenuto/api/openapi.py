@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from tenuto import __version__
+from tenuto.access.new_key import NewKey
 from tenuto.wire.bounds import Bounds, Range, ranges
 from tenuto.wire.requests import (
     ChatRequest,
@@ -27,6 +28,7 @@ REQUESTS: dict[str, type[BaseModel]] = {
         CounterRequest,
         TokenizeRequest,
         DetokenizeRequest,
+        NewKey,
     )
 }
 ERROR = {

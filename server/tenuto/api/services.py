@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from tenuto.access.guessing import Guesses
 from tenuto.access.keys import Key, Keys
 from tenuto.access.limits import Limiter
+from tenuto.access.usage import Recorder
+from tenuto.access.watching import KeyWatcher
 from tenuto.api.exchange import Exchange
 from tenuto.engine.types import Task
-from tenuto.errors import BadRequest, UnknownModel
+from tenuto.errors import BadRequest, ModelNotAllowed, UnknownModel
 from tenuto.generation.policy import Policy
 from tenuto.models.pool import Pool
 from tenuto.models.registry import Entry, Registry, Target
@@ -27,6 +29,11 @@ def policy_of(entry: Entry) -> Policy:
         has_tool_parser=entry.tool_parser is not None,
         has_reasoning_parser=entry.reasoning_parser is not None,
     )
+
+
+def may_use(key: Key | None, target: Target) -> bool:
+    """A LoRA counts by its own id or its base's."""
+    return key is None or key.allows(target.id) or key.allows(target.entry.id)
 
 
 class Gate:
@@ -66,6 +73,7 @@ class Services:
     metrics: Metrics
     bounds: Bounds
     guesses: Guesses = field(default_factory=Guesses)
+    recorder: Recorder | None = None
     limiter: Limiter = field(default_factory=Limiter)
     eager: tuple[str, ...] = ()
     strict_params: bool = False
@@ -74,11 +82,15 @@ class Services:
     request_timeout_s: float = 60
     keep_alive_s: float = 15
     gate: Gate = field(default_factory=Gate)
+    key_watcher: KeyWatcher | None = None
 
-    def target(self, name: str, route: str, task: Task | None = None) -> Target:
-        """Errors: `UnknownModel`, with advice when only the checkpoint is missing; `BadRequest`
-        for a model that does not do `task`."""
+    def target(
+        self, name: str, route: str, task: Task | None = None, *, key: Key | None = None
+    ) -> Target:
+        """Errors: `ModelNotAllowed` for one that `key` may not use; `UnknownModel`, with advice
+        when only the checkpoint is missing; `BadRequest` for a model that does not do `task`."""
         target = self.registry.find(name)
+        _judge_allowed(key, name, target)
         if target is None:
             raise UnknownModel(route, name)
         if not target.is_present:
@@ -100,6 +112,7 @@ class Services:
 
     def admit(self, exchange: Exchange) -> None:
         """Errors: `RateLimited`. An open server limits nobody."""
+        exchange.is_metered = True
         if exchange.key is not None:
             exchange.admission = self.limiter.admit(exchange.key)
 
@@ -109,3 +122,11 @@ class Services:
         slots = [self.pool.slots[name] for name in self.eager if name in self.pool.slots]
         failed = any(slot.state == "failed" for slot in slots)
         return not self.gate.draining and self.pool.started.is_set() and not failed
+
+
+def _judge_allowed(key: Key | None, name: str, target: Target | None) -> None:
+    """Of a name that it may not use a key does not learn whether it is known here."""
+    if key is None or key.models is None:
+        return
+    if not (may_use(key, target) if target else key.allows(name)):
+        raise ModelNotAllowed(key.models, name)

@@ -6,7 +6,7 @@ from starlette.responses import Response
 from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import exchange_of
 from tenuto.api.services import Services, policy_of
-from tenuto.engine.types import Prompt, TextPrompt
+from tenuto.engine.types import Prompt, Task, TextPrompt
 from tenuto.errors import BadRequest
 from tenuto.generation.endpoint import admit_chat, render_chat, render_text
 from tenuto.models.registry import Entry, Target
@@ -82,8 +82,10 @@ class TokenRoutes:
         self, request: Request, name: str, route: str, messages: list[Message] | None = None
     ) -> Target:
         """Only models that generate have a chat template."""
-        target = self._services.target(name, route, None if messages is None else "generate")
-        exchange_of(request).model = target.id
+        exchange = exchange_of(request)
+        task: Task | None = None if messages is None else "generate"
+        target = self._services.target(name, route, task, key=exchange.key)
+        exchange.model = target.id
         return target
 
     async def _chat(self, chat: ChatRequest, entry: Entry) -> Prompt:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -14,6 +14,9 @@ from pydantic_settings import SettingsError
 from tenuto.access.keys import Keys, keys_from
 from tenuto.errors import ConfigError, quoted
 from tenuto.settings import Settings
+
+if TYPE_CHECKING:
+    from tenuto.access.watching import KeyWatcher
 
 logger = logging.getLogger("tenuto.serve")
 
@@ -41,8 +44,9 @@ def serve(
     }
     settings = settings_from({name: value for name, value in given.items() if value is not None})
     keys = keys_from(os.environ, settings.api_key_file, settings.admin_key_file)
+    watcher = with_stored(keys, settings.state_dir.expanduser())
     require_keys(settings, keys)
-    run(settings, keys)
+    run(settings, watcher)
 
 
 def settings_from(given: dict[str, Any]) -> Settings:
@@ -59,17 +63,29 @@ def settings_from(given: dict[str, Any]) -> Settings:
         raise ConfigError(f"settings: {error}: not valid JSON") from None
 
 
+def with_stored(keys: Keys, state_dir: Path) -> "KeyWatcher":
+    """`keys` then has the stored ones as well. Errors: `ConfigError`."""
+    # Imported late: the other commands start faster without the database.
+    from tenuto.access.database import open_database
+    from tenuto.access.key_store import KeyStore
+    from tenuto.access.watching import KeyWatcher
+
+    watcher = KeyWatcher(KeyStore(open_database(state_dir)), keys)
+    watcher.look()
+    return watcher
+
+
 def require_keys(settings: Settings, keys: Keys) -> None:
     """Errors: `ConfigError` for an open server that others could reach."""
     if keys or settings.no_auth or _is_loopback(settings.host):
         return
     raise ConfigError(
         f"without API keys the server listens on loopback only, not on {settings.host}: set "
-        "TENUTO_API_KEYS or --api-key-file, or accept everyone with --no-auth"
+        "TENUTO_API_KEYS, run `tenuto keys create`, or accept everyone with --no-auth"
     )
 
 
-def run(settings: Settings, keys: Keys) -> None:
+def run(settings: Settings, watcher: "KeyWatcher") -> None:
     # Imported late: the other commands start faster without the server's modules.
     from tenuto.engine.arguments import engine_argument_names
     from tenuto.engine.forkserver import EngineContext, prepare_environment
@@ -86,7 +102,7 @@ def run(settings: Settings, keys: Keys) -> None:
     context.start_server()
     from tenuto.wiring import server_of
 
-    server = server_of(settings, path, registry, keys, eager, context)
+    server = server_of(settings, path, registry, watcher, eager, context)
     logger.info("listening on %s", address(listener))
     server.run(sockets=[listener])
     sys.exit(1 if server.failed else 0)
@@ -114,5 +130,5 @@ def _log_to_stderr(level: str) -> None:
         datefmt="%H:%M:%S",
     )
     # Their lines repeat ours.
-    for name in ("httpx", "uvicorn", "vllm"):
+    for name in ("alembic", "httpx", "uvicorn", "vllm"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -54,6 +54,7 @@ def tally_of(choices: Sequence[Choice], folded: Folded, prompts: Sequence[Prompt
     tally = Tally.of(prompts)
     tally.cached_tokens = folded.cached_tokens
     tally.completion_tokens = sum(len(choice.token_ids) for choice in choices)
+    tally.finish = choices[-1].finish_reason
     return tally
 
 

@@ -9,11 +9,13 @@ from tenuto.wire.responses import PromptTokensDetails, Usage
 
 @dataclass(slots=True)
 class Tally:
-    """`completion_tokens` counts the returned choices; cached tokens are part of the prompt's."""
+    """`completion_tokens` counts the returned choices; cached tokens are part of the prompt's.
+    `finish` is how the last choice ended."""
 
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: dict[int, int] = field(default_factory=dict)
+    finish: str | None = None
 
     @classmethod
     def of(cls, prompts: Sequence[Prompt]) -> "Tally":
@@ -23,6 +25,8 @@ class Tally:
         self.cached_tokens[step.prompt_index] = step.cached_tokens
         for delta in step.deltas:
             self.completion_tokens += len(delta.token_ids)
+            if delta.finish_reason is not None:
+                self.finish = delta.finish_reason
 
     def usage(self) -> Usage:
         return Usage(

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tenuto.errors import BadRequest, InvalidRequest, UnknownModel, quoted
-from tenuto.wire.requests import Request
 
-R = TypeVar("R", bound=Request)
+R = TypeVar("R", bound=BaseModel)
 
 # Where pydantic would list one complaint per member of a union.
 EXPECTED = {
@@ -71,12 +70,12 @@ def with_defaults(request: R, defaults: Mapping[str, Any]) -> R:
     return request.model_copy(update=missing) if missing else request
 
 
-def ignored_fields(request: Request) -> list[str]:
+def ignored_fields(request: BaseModel) -> list[str]:
     """Names of the fields that were sent and that nothing here acts upon."""
     return sorted(request.model_extra or ())
 
 
-def _says(request: Request, name: str) -> bool:
+def _says(request: BaseModel, name: str) -> bool:
     names = type(request).model_fields.keys() & {name, SYNONYMS.get(name, name)}
     return any(getattr(request, field) is not None for field in names)
 

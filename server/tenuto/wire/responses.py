@@ -1,5 +1,6 @@
 """The answers of the contract. A field that is UNSET is left out."""
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -187,6 +188,32 @@ class AdminModel(msgspec.Struct):
 
 class AdminModelList(msgspec.Struct):
     data: list[AdminModel]
+    object: str = "list"
+
+
+class AdminKey(msgspec.Struct):
+    """A stored key; its `secret` once, when it is new. A limit that is null does not limit."""
+
+    id: str
+    prefix: str
+    state: str
+    role: str
+    note: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    models: tuple[str, ...] | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    parallel_requests: int | None
+    tokens_per_month: int | None
+    first_priority: int
+    last_priority: int
+    secret: str | UnsetType = UNSET
+
+
+class AdminKeyList(msgspec.Struct):
+    data: list[AdminKey]
     object: str = "list"
 
 
