@@ -127,15 +127,17 @@ def _lifespan(services: Services, on_failure: Failed) -> Any:
         tasks = [asyncio.create_task(_load(services, on_failure))]
         if services.key_watcher is not None:
             tasks.append(asyncio.create_task(services.key_watcher.run()))
-        if services.recorder is not None:
-            tasks.append(asyncio.create_task(services.recorder.run()))
+        recorder = services.recorder
+        recording = asyncio.create_task(recorder.run()) if recorder is not None else None
         yield
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await services.pool.close(0)
-        if services.recorder is not None:
-            await services.recorder.close()
+        # It writes until the last engine has gone.
+        if recorder is not None and recording is not None:
+            await recorder.close()
+            await recording
 
     return lifespan
 
