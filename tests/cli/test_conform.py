@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from tenuto.cli.conform import app
 from tests.conformance.red import faulty_server
-from tests.conformance.variants_asked import HONEST_KEY
+from tests.conformance.variants_asked import HONEST_KEY, LIMITED_KEY
 
 ONLY = ("--only", "*/n-choices", "--only", "models/*")
 N_CHOICES = [
@@ -28,6 +28,7 @@ def url() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", HONEST_KEY)
+    monkeypatch.setenv("LIMITED", LIMITED_KEY)
     # Rich would colour the words that are looked for.
     monkeypatch.setenv("NO_COLOR", "1")
 
@@ -127,6 +128,7 @@ def test_a_url_with_credentials_is_not_asked(url: str, arguments: tuple[str, ...
     ("arguments", "line"),
     [
         (("--api-key-env", "UNSET_TOKEN"), "the environment has no UNSET_TOKEN"),
+        (("--limited-api-key-env", "UNSET_TOKEN"), "the environment has no UNSET_TOKEN"),
         (("--only", "nothing/*"), "no case matches nothing/*"),
         (("--budget", "cheap"), "--budget is REQUESTS or REQUESTS:TOKENS, not 'cheap'"),
         (("--budget", "1:many"), "--budget is REQUESTS or REQUESTS:TOKENS, not '1:many'"),
@@ -148,6 +150,16 @@ def test_no_verdict_is_one_line(url: str, arguments: tuple[str, ...], line: str)
     assert ended.stderr.startswith(f"tenuto conform: {line}")
     assert ended.stderr.count("\n") == 1
     assert "Traceback" not in ended.output
+
+
+def test_a_key_with_a_limit(url: str) -> None:
+    only = ("--only", "limits/*", "--only", "models/list")
+    ended = run(url, *only)
+    assert "conforms: 1 passed, 10 not applicable" in ended.stdout
+    assert "10 not applicable: no key with a limit was given" in ended.stdout
+    ended = run(url, *only, "--limited-api-key-env", "LIMITED")
+    assert (ended.exit_code, ended.stderr) == (0, "")
+    assert "conforms: 11 passed" in ended.stdout
 
 
 @pytest.mark.parametrize("key", ["", "  ", "sk-a\nb", "sk-é"])

@@ -13,20 +13,22 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
-from tenuto.access.keys import Keys
+from tenuto.access.keys import Key, Keys, Limits, digest_of
 from tenuto.conformance.session import Target, Wishes, check
 from tenuto.conformance.verdict import Report
 from tests.conformance.faults import Fault, Faulty
 from tests.conformance.toy import ToyBackend
 from tests.conformance.variants_answered import ANSWERED
-from tests.conformance.variants_asked import ASKED, HONEST_KEY
+from tests.conformance.variants_asked import ASKED, HONEST_KEY, LIMITED_KEY
+from tests.conformance.variants_limits import LIMITS
 from tests.conformance.variants_streamed import STREAMED
 from tests.conftest import MODEL, Setup, served
 
-FAULTS: list[Fault] = [*ASKED, *ANSWERED, *STREAMED]
+FAULTS: list[Fault] = [*ASKED, *ANSWERED, *LIMITS, *STREAMED]
 IDS = [fault.id for fault in FAULTS]
 RECORDED = Path(__file__).with_name("red.yaml")
 REJECTING = "Midnight-Miqu-70B-v1.5"
+LIMIT = 5
 # Random answers make some cases red now and then; they are marked with this in the recording.
 SOMETIMES = "~"
 NUM_RECORDED_RUNS = 2
@@ -34,14 +36,22 @@ NUM_RECORDED_RUNS = 2
 CERTAIN = {"ignores-temperature": ("temperature-", "names-temperature", "greedy-n")}
 
 
+def _keys() -> Keys:
+    limited = Key("limited", digest_of(LIMITED_KEY), limits=Limits(requests_per_minute=LIMIT))
+    keys = Keys(user=[HONEST_KEY])
+    keys.adopt([limited], has_stored=True)
+    return keys
+
+
 @contextmanager
 def faulty_server() -> Iterator[str]:
-    """The toy server's address; each of its faults lies below `/faults/<id>`."""
+    """The toy server's address; each of its faults lies below `/faults/<id>`. Only the first run
+    of a minute sees its limited key let in."""
     setup = Setup(
         models=[{"id": MODEL}, {"id": REJECTING, "system_prompt": "reject"}],
         eager=(MODEL, REJECTING),
         backend=ToyBackend(max_model_len=8192),
-        keys=Keys(user=[HONEST_KEY]),
+        keys=_keys(),
         cors_origins=["https://example.org"],
         wrap=lambda app: Faulty(app, FAULTS),
     )
@@ -52,7 +62,7 @@ def faulty_server() -> Iterator[str]:
 
 
 def report_of(base_url: str) -> Report:
-    target = Target(base_url, HONEST_KEY, MODEL, REJECTING, timeout_s=10)
+    target = Target(base_url, HONEST_KEY, MODEL, REJECTING, timeout_s=10, limited_key=LIMITED_KEY)
     return asyncio.run(check(target, Wishes(parallel=8)))
 
 

@@ -110,7 +110,7 @@ def test_every_case_can_be_built() -> None:
 
 def test_nothing_of_a_request_is_misspelt() -> None:
     http = {"get", "post", "put", "delete", "options", "head"}
-    http |= {*RUNNERS, "raw", "auth", "headers", "until", "within_s", "omit"}
+    http |= {*RUNNERS, "raw", "auth", "headers", "until", "within_s", "patient", "omit"}
     for case in ALL:
         for spec in case.send.values():
             assert spec.get("http", {}).keys() <= http, case.id

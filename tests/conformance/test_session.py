@@ -33,7 +33,7 @@ from tenuto.conformance.session import (
 from tenuto.conformance.verdict import Report
 from tests.conformance.red import REJECTING, faulty_server
 from tests.conformance.test_misbehaving import JSON, NONSENSE, http, raw
-from tests.conformance.variants_asked import HONEST_KEY
+from tests.conformance.variants_asked import HONEST_KEY, LIMITED_KEY
 from tests.conftest import MODEL
 
 # Enough to tell the toy server from one that ignores n.
@@ -224,7 +224,7 @@ async def test_recorded_replayed_and_compared(
 async def test_a_whole_run_is_replayed_with_the_same_outcomes(
     honest: Target, tmp_path: Path
 ) -> None:
-    target = replace(honest, rejecting_model=REJECTING)
+    target = replace(honest, rejecting_model=REJECTING, limited_key=LIMITED_KEY)
     run = await record(target, Wishes(parallel=8), tmp_path / "recorded", "")
     again = await session.replay(tmp_path / "recorded", Wishes())
     assert again.facts == run.facts

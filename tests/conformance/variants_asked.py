@@ -8,6 +8,7 @@ from tests.conformance.faults import Exchange, Fault, Hook, drop_fields, edit_bo
 GOOD: dict[str, Any] = {"model": "demo", "max_tokens": 4}
 HELLO = [{"role": "user", "content": "Hello!"}]
 HONEST_KEY = "sk-toy-key-for-tests"
+LIMITED_KEY = "sk-toy-key-with-a-limit"
 
 
 def ignores(*names: str) -> Fault:

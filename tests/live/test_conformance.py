@@ -13,6 +13,7 @@ import pytest
 from tenuto.conformance.cases import all_cases
 from tests.conformance.test_false_alarms import EQUAL_PAIR
 from tests.live.conftest import MODEL, LiveServer, launched, write_registry
+from tests.live.test_keys import tenuto
 from tests.live.ways import CHAT, COMPLETIONS, Way
 
 pytestmark = pytest.mark.conformance
@@ -23,30 +24,37 @@ MAX_RUN_S = 120
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server with everything that the cases ask for: a key, an allowed origin, and a model that
-    takes no system prompt."""
+    """A server with everything that the cases ask for: a key, one with a limit in the state
+    directory, an allowed origin, and a model that takes no system prompt."""
     directory = tmp_path_factory.mktemp("complete")
     rows = [{"id": MODEL}, {"id": REJECTING, "system_prompt": "reject"}]
     registry = write_registry(directory / "registry.yaml", rows)
-    environment = {"TENUTO_API_KEYS": KEY, "TENUTO_CORS_ORIGINS": '["https://example.org"]'}
+    environment = {
+        "TENUTO_API_KEYS": KEY,
+        "TENUTO_CORS_ORIGINS": '["https://example.org"]',
+        "TENUTO_STATE_DIR": str(directory / "state"),
+    }
     with launched(directory, "--registry", str(registry), environment=environment) as server:
         yield server
 
 
 def test_every_case_passes(complete: LiveServer, tmp_path: Path) -> None:
-    report = conform(complete, tmp_path, "run", "--base-url", f"{complete.url}/v1")
+    state = complete.log.parent / "state"
+    environment = {"LIMITED_KEY": tenuto(state, "keys", "create", "--requests-per-minute", "5")}
+    arguments = ("--base-url", f"{complete.url}/v1", "--limited-api-key-env", "LIMITED_KEY")
+    report = conform(environment, tmp_path, "run", *arguments)
     missed = [case for case in report["cases"] if case["outcome"] != "passed"]
     assert [(case["id"], case["outcome"], case["message"]) for case in missed] == []
     assert len(report["cases"]) == len(all_cases()) >= 150
 
 
-def conform(server: LiveServer, directory: Path, *arguments: str) -> dict[str, Any]:
+def conform(environment: dict[str, str], directory: Path, *arguments: str) -> dict[str, Any]:
     """Runs `tenuto conform`, which must exit with 0, and returns its report."""
     path = directory / "report.json"
     command = [str(Path(sys.executable).with_name("tenuto")), "conform", *arguments]
     ran = subprocess.run(
         [*command, "--api-key-env", "CONFORM_KEY", "--json", str(path)],
-        env={"CONFORM_KEY": KEY},
+        env={"CONFORM_KEY": KEY, **environment},
         capture_output=True,
         text=True,
         timeout=MAX_RUN_S,

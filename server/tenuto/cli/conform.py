@@ -23,6 +23,7 @@ from tenuto.conformance.report.json_report import to_json
 from tenuto.conformance.report.junit import to_junit
 from tenuto.conformance.run import Cost
 from tenuto.conformance.session import Target, Wishes
+from tenuto.conformance.transport import MAX_LIMIT
 from tenuto.conformance.verdict import Report
 
 CONFORMS, DOES_NOT, KIT_FAILED = 0, 1, 2
@@ -36,6 +37,13 @@ app = typer.Typer(
 BaseUrl = Annotated[str, typer.Option(help="The server, with or without /v1.")]
 KeyVariable = Annotated[
     str | None, typer.Option("--api-key-env", help="The environment variable with the key.")
+]
+LimitedKeyVariable = Annotated[
+    str | None,
+    typer.Option(
+        "--limited-api-key-env",
+        help=f"The variable of a key for at most {MAX_LIMIT} requests a minute, to meet its limit.",
+    ),
 ]
 Model = Annotated[str | None, typer.Option(help="The model to ask; the first listed by default.")]
 Rejecting = Annotated[
@@ -65,6 +73,7 @@ HtmlFile = Annotated[Path | None, typer.Option(help="Write the report as one HTM
 def run(
     base_url: BaseUrl,
     api_key_env: KeyVariable = None,
+    limited_api_key_env: LimitedKeyVariable = None,
     model: Model = None,
     rejecting_model: Rejecting = None,
     only: Only = None,
@@ -79,8 +88,8 @@ def run(
 ) -> None:
     """Run the cases against a server."""
     with _verdict() as conclude:
-        key, prompts = _key(api_key_env), _prompts(prompt)
-        target = Target(base_url, key, model, rejecting_model, timeout, prompts)
+        key, limited, prompts = _key(api_key_env), _key(limited_api_key_env), _prompts(prompt)
+        target = Target(base_url, key, model, rejecting_model, timeout, prompts, limited)
         with _wishes(only, budget, baseline, parallel) as wishes:
             report = asyncio.run(session.check(target, wishes))
         _write(report, {json: to_json, junit: to_junit, html: to_html})
@@ -92,6 +101,7 @@ def record(
     directory: Annotated[Path, typer.Argument(help="Where to put it: new, or a recording.")],
     base_url: BaseUrl,
     api_key_env: KeyVariable = None,
+    limited_api_key_env: LimitedKeyVariable = None,
     model: Model = None,
     rejecting_model: Rejecting = None,
     only: Only = None,
@@ -105,7 +115,8 @@ def record(
     Exit code 0: recorded, whatever the answers were.
     """
     with _verdict() as conclude:
-        target = Target(base_url, _key(api_key_env), model, rejecting_model, timeout)
+        key, limited = _key(api_key_env), _key(limited_api_key_env)
+        target = Target(base_url, key, model, rejecting_model, timeout, limited_key=limited)
         with _wishes(only, budget, None, parallel) as wishes:
             report = asyncio.run(session.record(target, wishes, directory, origin))
         terminal.print_report(_console(), report)

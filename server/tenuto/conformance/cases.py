@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Level = Literal["documented", "contract", "observed"]
 Way = Literal["chat", "chat-stream", "completions", "completions-stream"]
-Need = Literal["rejecting_model", "running_metric", "key", "context"]
+Need = Literal["rejecting_model", "running_metric", "key", "context", "limited_key", "low_limit"]
 LEVELS: tuple[Level, ...] = ("documented", "contract", "observed")
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 DONE = "[DONE]"
-Auth = Literal["key", "none", "wrong", "malformed"]
+Auth = Literal["key", "limited", "none", "wrong", "malformed"]
 
 
 class Broken(Exception):
@@ -22,7 +22,8 @@ class Unsuitable(Broken):
 class Request:
     """`body` is sent as JSON, `raw` as it stands, a byte for each character. `auth` says what
     stands for the key, so that no recording ever holds one. `until` repeats a look at the metrics,
-    for `within_s` at most, until a request runs, or none does."""
+    for `within_s` at most, until a request runs, or none does; `limited` repeats any request until
+    its key's limit is met. For one that is not `patient` a 429 is an answer, and not waited for."""
 
     method: str
     path: str
@@ -30,8 +31,9 @@ class Request:
     raw: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     auth: Auth = "key"
-    until: Literal["busy", "idle"] | None = None
+    until: Literal["busy", "idle", "limited"] | None = None
     within_s: float = 5.0
+    patient: bool = True
 
     @property
     def content(self) -> bytes | None:

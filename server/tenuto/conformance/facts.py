@@ -10,7 +10,7 @@ from typing import Any
 from tenuto.conformance.answer import UNREADABLE, Answer, folded
 from tenuto.conformance.cases import data
 from tenuto.conformance.exchange import Broken, Exchange, Request
-from tenuto.conformance.transport import running_requests
+from tenuto.conformance.transport import MAX_LIMIT, running_requests
 
 UNKNOWN_MODEL = "no-model-is-known"
 # The models of which the hosted documentation says that they take no system prompt.
@@ -29,24 +29,48 @@ STOP_LENGTH = 7
 # For a server that tells no ids: of most vocabularies ordinary tokens.
 USUAL_IDS = (5000, 5001)
 ENDPOINTS = ("chat", "completions")
+# Requests a minute, as OpenAI's API names them, and as LiteLLM names those of a key.
+LIMIT_HEADERS = ("x-ratelimit-limit-requests", "x-ratelimit-api_key-limit-requests")
 Send = Callable[[Request], Awaitable[Exchange]]
 
 
 @dataclass(frozen=True)
 class Facts:
     """`prompts` holds a text by name and endpoint, and for a short one a part of its greedy answer
-    (`stop`); `context` is the model's in tokens, `ids` two token ids. None: not known."""
+    (`stop`); `context` is the model's in tokens, `ids` two token ids, `limit` the requests a minute
+    of the limited key. None: not known."""
 
     model: str = UNKNOWN_MODEL
     rejecting_model: str | None = None
     running_metric: bool = False
     key: bool = True
+    limited_key: bool = False
+    limit: int | None = None
     context: int | None = None
     ids: tuple[int, int] = USUAL_IDS
     prompts: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def low_limit(self) -> bool:
+        """So low that it can be met without spending much."""
+        return self.limit is not None and 0 < self.limit <= MAX_LIMIT
+
     def has(self, need: str) -> bool:
         return bool(getattr(self, need))
+
+    def lack(self, need: str) -> str:
+        """Why a case with a need that is not met is not applicable."""
+        match need:
+            case "limited_key":
+                return "no key with a limit was given"
+            case "low_limit" if self.limit is None:
+                return f"the limited key is not told its limit ({LIMIT_HEADERS[0]})"
+            case "low_limit":
+                return (
+                    f"the limited key may make {self.limit} requests a minute, not 1 to {MAX_LIMIT}"
+                )
+            case _:
+                return f"the server has no {need.replace('_', ' ')}"
 
     def prompt(self, name: str, endpoint: str) -> str:
         """The text of a named prompt; one that was not found is the first candidate."""
@@ -82,6 +106,18 @@ def probes(names: Iterable[str]) -> Iterator[Request]:
     for name, endpoint in sorted(_kinds(names)):
         for text in candidates(name):
             yield _probe(name, UNKNOWN_MODEL, text, endpoint)
+
+
+def limit_probe(model: str) -> Request:
+    """The request of the limited key whose answer tells its limit."""
+    messages = [{"role": "user", "content": candidates("any")[0]}]
+    body = {"model": model, "max_tokens": 1, "messages": messages}
+    return Request("POST", "/v1/chat/completions", body, auth="limited", patient=False)
+
+
+def told_limit(exchange: Exchange) -> int | None:
+    told = (exchange.headers.get(name, "") for name in LIMIT_HEADERS)
+    return next((int(value) for value in told if re.fullmatch(r"[0-9]{1,9}", value)), None)
 
 
 async def discover(

@@ -63,12 +63,21 @@ class Cost:
 def cost_of(cases: Iterable[Case], facts: Facts) -> Cost:
     """Requests that a conforming server refuses are counted, and cost no tokens."""
     costs = [
-        Cost(1, 0 if name in refused(case) else max_cost(request))
+        _cost_of(request, name in refused(case), facts)
         for case in cases
         if all(map(facts.has, case.needs))
         for name, request in requests_of(case, facts).items()
     ]
     return sum(costs, Cost())
+
+
+def _cost_of(request: Request, is_refused: bool, facts: Facts) -> Cost:
+    """Until its limit is met, a key is let in as often as that allows."""
+    tokens = max_cost(request)
+    if request.until == "limited":
+        limit = facts.limit or 0
+        return Cost(limit + 1, limit * tokens)
+    return Cost(1, 0 if is_refused else tokens)
 
 
 def affordable(cases: Sequence[Case], facts: Facts, budget: Cost) -> list[Case]:
@@ -114,7 +123,7 @@ async def run_cases(
 async def result_of(case: Case, sender: Sender, facts: Facts) -> Result:
     missing = [need for need in case.needs if not facts.has(need)]
     if missing:
-        return Result(case, "not applicable", f"the server has no {missing[0].replace('_', ' ')}")
+        return Result(case, "not applicable", facts.lack(missing[0]))
     absent = sorted(case.asks - facts.prompts.keys())
     if absent:
         return Result(case, "not judged", f"no prompt was found that is {absent[0]} for this model")

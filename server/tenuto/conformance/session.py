@@ -13,7 +13,14 @@ from tenuto.conformance.building import max_cost
 from tenuto.conformance.cases import Case, CaseError, all_cases, selected
 from tenuto.conformance.compare import Comparison, Side, Terms, compare_cases, compare_requests
 from tenuto.conformance.exchange import Request
-from tenuto.conformance.facts import Facts, discover, probes
+from tenuto.conformance.facts import (
+    UNKNOWN_MODEL,
+    Facts,
+    discover,
+    limit_probe,
+    probes,
+    told_limit,
+)
 from tenuto.conformance.recording import Recorder, Recording, require_free
 from tenuto.conformance.run import Cost, Result, Sender, affordable, cost_of, run_cases
 from tenuto.conformance.transport import Patience, Server
@@ -25,8 +32,8 @@ FIXED_REQUESTS, FIXED_TOKENS = 5, 64
 
 @dataclass(frozen=True)
 class Target:
-    """A server. `timeout_s` bounds each whole answer, `prompts` are the user's own by name; None:
-    what the server lists decides."""
+    """A server. `timeout_s` bounds each whole answer, `prompts` are the user's own by name, and
+    `limited_key` may make only a few requests a minute. Models that are None: what it lists."""
 
     base_url: str
     key: str | None = None
@@ -34,6 +41,7 @@ class Target:
     rejecting_model: str | None = None
     timeout_s: float = 60.0
     prompts: Mapping[str, str] = field(default_factory=dict)
+    limited_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,8 @@ async def connected(target: Target, cases: Sequence[Case]) -> AsyncIterator[tupl
 
     Errors: `CaseError` when nothing listens.
     """
-    server = Server(normalised(target.base_url), target.key, target.timeout_s)
+    url = normalised(target.base_url)
+    server = Server(url, target.key, target.timeout_s, target.limited_key)
     try:
         models = await server.send(Request("GET", "/v1/models"))
         if models.failure == "cannot connect":
@@ -67,9 +76,12 @@ async def connected(target: Target, cases: Sequence[Case]) -> AsyncIterator[tupl
             model=target.model,
             rejecting=target.rejecting_model,
         )
+        has_limited = target.limited_key is not None
+        if has_limited and meets_a_limit(cases):
+            facts = replace(facts, limit=told_limit(await server.send(limit_probe(facts.model))))
         # What learning about the server cost in patience, its cases have not tried yet.
         server.patience = Patience()
-        yield server, replace(facts, key=target.key is not None)
+        yield server, replace(facts, key=target.key is not None, limited_key=has_limited)
     finally:
         await server.close()
 
@@ -169,11 +181,17 @@ def with_the_rest(cases: Sequence[Case], ran: Sequence[Result]) -> list[Result]:
 def discovery_cost(cases: Sequence[Case]) -> Cost:
     """Of what is asked before the cases, at most."""
     requests = list(probes(asked(cases)))
+    if meets_a_limit(cases):
+        requests.append(limit_probe(UNKNOWN_MODEL))
     return Cost(len(requests) + FIXED_REQUESTS, sum(map(max_cost, requests)) + FIXED_TOKENS)
 
 
 def asked(cases: Iterable[Case]) -> set[str]:
     return {name for case in cases for name in case.asks}
+
+
+def meets_a_limit(cases: Iterable[Case]) -> bool:
+    return any("limited_key" in case.needs for case in cases)
 
 
 def normalised(base_url: str) -> str:

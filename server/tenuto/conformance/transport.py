@@ -28,6 +28,10 @@ MAX_LINE_BYTES = 2**20
 MAX_UNANSWERED = 4
 MAX_RATE_LIMIT_WAITS = 5
 MAX_RETRY_AFTER_S = 65.0
+# Of a key whose limit is to be met: more requests a minute than this are not spent on it.
+MAX_LIMIT = 10
+# A minute may end in between, and the next one's requests have to be spent, too.
+MAX_UNTIL_LIMITED = 2 * MAX_LIMIT + 1
 RUNNING_METRICS = re.compile(
     r"^(?:tenuto_engine_unfinished_requests|vllm:num_requests_(?:running|waiting))\{[^}]*\}"
     r" (\d+(?:\.\d*)?(?:e\+?\d+)?)$",
@@ -53,20 +57,28 @@ class Patience:
 
 @dataclass
 class Server:
-    """Sends requests to a base URL, with a key, which no exchange will hold. `timeout_s` bounds a
-    whole answer."""
+    """Sends requests to a base URL, with one of two keys, which no exchange will hold. `timeout_s`
+    bounds a whole answer."""
 
     base_url: str
     key: str | None = None
     timeout_s: float = 60.0
+    limited_key: str | None = None
     client: httpx.AsyncClient = field(default_factory=lambda: _client(None), repr=False)
     patience: Patience = field(default_factory=Patience)
 
     async def send(self, request: Request, leave: asyncio.Event | None = None) -> Exchange:
         """Never raises for what a server does. Once `leave` is set, the client goes away."""
+        if request.until == "limited":
+            return await self._until_limited(request)
         if request.until is not None:
             return await self._until(request)
         exchange = await self._once(request, leave)
+        if not request.patient:
+            # A key that had to wait before has a limit of its own, which this may be.
+            is_own = request.auth == "key" and self.patience.rate_limited > 0
+            exchange.untried = exchange.status == 429 and is_own
+            return exchange
         for attempt in range(MAX_RATE_LIMIT_WAITS):
             # An exhausted quota would make each of hundreds of requests wait for minutes.
             if exchange.status != 429 or self.patience.waited_in_vain:
@@ -110,15 +122,17 @@ class Server:
         except Unreadable as error:
             exchange.failure = str(error)
         exchange.elapsed_s = time.monotonic() - began
-        self._forget_key(exchange)
+        self._forget_keys(exchange)
         return exchange
 
-    def _forget_key(self, exchange: Exchange) -> None:
-        # A shorter one may be a word of the answer, and is no secret.
-        key = self.key if self.key and len(self.key) >= MIN_KEY_LENGTH else None
-        exchange.text = without_key(exchange.text, key)
-        exchange.failure = exchange.failure and without_key(exchange.failure, key)
-        exchange.headers = {n: without_key(value, key) for n, value in exchange.headers.items()}
+    def _forget_keys(self, exchange: Exchange) -> None:
+        for key in (self.key, self.limited_key):
+            # A shorter one may be a word of the answer, and is no secret.
+            if key is None or len(key) < MIN_KEY_LENGTH:
+                continue
+            exchange.text = without_key(exchange.text, key)
+            exchange.failure = exchange.failure and without_key(exchange.failure, key)
+            exchange.headers = {n: without_key(v, key) for n, v in exchange.headers.items()}
 
     async def _twice(self, exchange: Exchange) -> None:
         """A server may close a kept connection just when it is used again; clients try anew."""
@@ -169,11 +183,21 @@ class Server:
                 return exchange
             await asyncio.sleep(0.02)
 
+    async def _until_limited(self, request: Request) -> Exchange:
+        """The first answer that is not a success."""
+        for _ in range(MAX_UNTIL_LIMITED):
+            exchange = await self._once(request)
+            if exchange.status != 200:
+                break
+        return exchange
+
     def _headers(self, request: Request) -> dict[str, str]:
         headers = {"content-type": "application/json"} if request.content is not None else {}
         match request.auth:
             case "key" if self.key is not None:
                 headers["authorization"] = f"Bearer {self.key}"
+            case "limited" if self.limited_key is not None:
+                headers["authorization"] = f"Bearer {self.limited_key}"
             case "wrong":
                 headers["authorization"] = f"Bearer {WRONG_KEY}"
             case "malformed":

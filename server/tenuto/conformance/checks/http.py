@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from tenuto.conformance.cases import data
 from tenuto.conformance.checks.registry import across, each, require, require_equal, value_at
-from tenuto.conformance.exchange import Broken, Exchange, shortened
+from tenuto.conformance.exchange import Broken, Exchange, Unsuitable, shortened
 from tenuto.conformance.transport import running_requests
 
 
@@ -133,6 +133,20 @@ def rising(exchanges: Mapping[str, Exchange], paths: list[str]) -> None:
 
 
 @across
+def counts_down(exchanges: Mapping[str, Exchange], names: list[str]) -> None:
+    """To requests of one key in turn, one limit is told, and each time one request less is left;
+    once, a minute may have ended in between."""
+    told = [exchanges[name] for name in names]
+    if any(exchange.status == 429 for exchange in told):
+        raise Unsuitable(f"the limited key is not let in {len(told)} times: wait a minute")
+    limits = [_told(exchange, "x-ratelimit-limit-requests") for exchange in told]
+    left = [_told(exchange, "x-ratelimit-remaining-requests") for exchange in told]
+    steps = [before - after for before, after in pairwise(left)]
+    counts = len(set(limits)) == 1 and max(left) < limits[0] and steps.count(1) >= len(steps) - 1
+    require(counts, f"the limit is {limits}, of which are left {left}")
+
+
+@across
 def same_connection(exchanges: Mapping[str, Exchange], names: list[str]) -> None:
     used = {exchanges[name].connection for name in names}
     require(len(used) == 1, f"{len(names)} requests in turn took {len(used)} connections")
@@ -154,6 +168,11 @@ def _require_schema(value: Any, name: str) -> None:
     for fault in _schemas()[name].iter_errors(value):
         place = ".".join(map(str, fault.absolute_path)) or "the answer"
         raise Broken(f"{place}: {shortened(fault.message, 200)}")
+
+
+def _told(exchange: Exchange, name: str) -> int:
+    header(exchange, {name: "^[0-9]{1,9}$"})
+    return int(exchange.headers[name])
 
 
 def _require_within(found: Any, wanted: Any, path: str) -> None:

@@ -16,7 +16,8 @@ _NOT_ASCII = re.compile(r"[^\x20-\x7e]")
 
 
 def curl(request: Request, base_url: str) -> str:
-    """One line for a shell. The key is `$API_KEY` in it; of a recording, the URL is `$BASE_URL`."""
+    """One line for a shell. In it `$API_KEY` and `$LIMITED_API_KEY` are the keys, and `$BASE_URL`
+    is the URL of a recording."""
     headers = [f"-H {word}" for word in _headers(request)]
     method = "--head" if request.method == "HEAD" else f"-X {shlex.quote(request.method)}"
     return " ".join(["curl -sN", method, *_url(base_url, request.path), *headers, *_body(request)])
@@ -80,6 +81,8 @@ def _authorization(request: Request) -> str | None:
     match request.auth:
         case "key":
             return """'authorization: Bearer '"$API_KEY\""""
+        case "limited":
+            return """'authorization: Bearer '"$LIMITED_API_KEY\""""
         case "wrong":
             return shlex.quote(f"authorization: Bearer {WRONG_KEY}")
         case "malformed":

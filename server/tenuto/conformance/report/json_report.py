@@ -102,6 +102,8 @@ def _facts(report: Report) -> dict[str, Any]:
         "rejecting_model": facts.rejecting_model,
         "running_metric": facts.running_metric,
         "key": facts.key,
+        "limited_key": facts.limited_key,
+        "limit": facts.limit,
         "prompts": dict(sorted(facts.prompts.items())),
     }
 
