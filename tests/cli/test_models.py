@@ -8,7 +8,10 @@ from typer.testing import CliRunner
 
 from tenuto.cli import app, main
 from tenuto.errors import CheckpointError, ConfigError
-from tests.conftest import make_adapter, make_registry
+from tests.conftest import Running, make_adapter, make_registry
+
+DEMO = Path(__file__).parents[2] / "server/tenuto/demo/checkpoint"
+HERE = ("on", "this", "host")
 
 
 @pytest.fixture
@@ -22,16 +25,38 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_list(registry: str) -> None:
     lines = CliRunner().invoke(app, ["models", "list", "--registry", registry]).stdout.splitlines()
     rows = [line.split() for line in lines]
-    assert ["demo", "yes", "0.0", "MiB", "model's", "1", "demo"] in rows
-    assert ["lora", "yes", "0.0", "MiB", "model's", "1", "MIT", "lora"] in rows
-    assert ["far", "no", "model's", "1", "owner/far"] in rows
+    assert ["demo", *HERE, "0.0", "MiB", "?", "model's", "1", "demo"] in rows
+    assert ["lora", *HERE, "0.0", "MiB", "model's", "1", "MIT", "lora"] in rows
+    assert ["far", "not", "pulled", "?", "model's", "1", "owner/far"] in rows
+
+
+@pytest.mark.parametrize(("gpu", "fits"), [("24GiB", "yes"), ("1GiB", "no")])
+def test_what_fits(tmp_path: Path, gpu: str, fits: str) -> None:
+    make_registry(tmp_path, [{"id": "demo", "source": str(DEMO)}])
+    path = str(tmp_path / "registry.yaml")
+    listed = CliRunner().invoke(app, ["models", "list", "--registry", path, "--gpu", gpu])
+    assert fits in listed.stdout
+
+
+def test_states_of_a_running_server(registry: str, own: Running) -> None:
+    own.engine()
+    command = ["models", "list", "--registry", registry, "--base-url", f"{own.url}/v1"]
+    rows = [line.split()[:2] for line in CliRunner().invoke(app, command).stdout.splitlines()]
+    assert ["demo", "ready"] in rows
+
+
+def test_a_server_that_does_not_answer(registry: str) -> None:
+    command = ["models", "list", "--registry", registry, "--base-url", "http://127.0.0.1:1"]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, ConfigError)
+    assert error.message.startswith("--base-url http://127.0.0.1:1: ")
 
 
 def test_sizes_on_disk(registry: str, tmp_path: Path) -> None:
     with (tmp_path / "checkpoint" / "model.safetensors").open("wb") as file:
         file.truncate(3 * 2**29)
     lines = CliRunner().invoke(app, ["models", "list", "--registry", registry]).stdout.splitlines()
-    assert ["demo", "yes", "1.5", "GiB"] in [line.split()[:4] for line in lines]
+    assert ["demo", *HERE, "1.5", "GiB"] in [line.split()[:6] for line in lines]
 
 
 @pytest.mark.parametrize(

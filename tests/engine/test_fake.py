@@ -2,12 +2,22 @@
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tenuto.engine.fake import FakeEngine, FakePrompts
-from tenuto.engine.types import ChatPrompt, ModelFacts, Prompt, Sampling, Step, TextPrompt
+from tenuto.engine.fake import FakeBackend, FakeEngine, FakePrompts
+from tenuto.engine.types import (
+    Canary,
+    ChatPrompt,
+    EngineSpec,
+    ModelFacts,
+    Prompt,
+    Sampling,
+    Step,
+    TextPrompt,
+)
 from tenuto.errors import BadRequest, EngineLost
 from tenuto.generation.fold import Choice, fold
 
@@ -118,6 +128,26 @@ async def test_an_embedding_is_a_request_too() -> None:
     engine.go.set()
     assert await asking == [1, 0.25, -0.25]
     assert engine.stats().unfinished_requests == 0
+
+
+async def test_sleeps_and_wakes_as_told() -> None:
+    engine = FakeEngine(can_sleep=True)
+    before = await engine.check()
+    await engine.sleep(1)
+    await engine.wake()
+    assert before.agrees(await engine.check())
+    await engine.sleep(2)
+    assert (engine.asleep, engine.slept) == (2, [1, 2])
+    engine.canary = Canary((9,))
+    assert not before.agrees(await engine.check())
+    assert engine.stats().unfinished_requests == 0
+
+
+@pytest.mark.parametrize("able", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+async def test_can_sleep_where_it_was_asked_for(able: bool, asked: bool) -> None:
+    spec = EngineSpec("demo", Path(), sleep=asked)
+    assert (await FakeBackend(can_sleep=able).engine(spec)).can_sleep is (able and asked)
 
 
 async def test_prompts() -> None:

@@ -1,11 +1,22 @@
 """Engine processes: their environment, and what is left of one that failed."""
 
 import os
+import sys
+from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tenuto.engine.forkserver import ENVIRONMENT, EngineContext, first_line, prepare_environment
+from tenuto.engine import phases
+from tenuto.engine.forkserver import (
+    DEVICES_VARIABLE,
+    ENVIRONMENT,
+    EngineContext,
+    first_line,
+    prepare_environment,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,14 +70,67 @@ def test_the_owners_environment_wins(bare: pytest.MonkeyPatch) -> None:
     assert (os.environ["VLLM_NO_USAGE_STATS"], os.environ["OMP_NUM_THREADS"]) == ("0", "8")
 
 
+def ended(context: EngineContext, target: Callable[..., Any], kwargs: Mapping[str, Any]) -> int:
+    """The exit code of a process that the context made."""
+    process = context.Process(target=target, name="engine", kwargs=kwargs)
+    process.start()
+    process.join(30)
+    assert context.process is process
+    code = process.exitcode
+    process.close()
+    assert code is not None
+    return code
+
+
 def test_an_engine_process_that_fails_says_why() -> None:
     """It leads a session of its own, in which one cannot become the leader again."""
     context = EngineContext()
     assert context.cause() is None
-    process = context.Process(target=os.setsid, name="engine", kwargs={})
-    process.start()
-    process.join(30)
-    assert process.exitcode == 1
+    assert ended(context, os.setsid, {}) == 1
     assert context.cause() == "PermissionError: [Errno 1] Operation not permitted"
-    assert context.process is process
-    process.close()
+    assert ended(context, sys.getsizeof, {"object": 1}) == 0
+    assert context.cause() is None
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "seen"),
+    [
+        (None, (), "all"),
+        (None, (1,), "1"),
+        (None, (2, 0), "2,0"),
+        ("", (1,), "1"),
+        ("4,5", (1,), "5"),
+        ("GPU-a,GPU-b,GPU-c", (0, 2), "GPU-a,GPU-c"),
+    ],
+)
+def test_a_process_sees_its_devices(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    given: str | None,
+    devices: tuple[int, ...],
+    seen: str,
+) -> None:
+    """As CUDA does: in its own environment."""
+    if given is None:
+        monkeypatch.delenv(DEVICES_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(DEVICES_VARIABLE, given)
+    context = EngineContext()
+    context.devices = devices
+    command = f"echo ${{{DEVICES_VARIABLE}:-all}} > {tmp_path}/seen"
+    assert ended(context, os.system, {"command": command}) == 0
+    assert (tmp_path / "seen").read_text().strip() == seen
+
+
+def test_phases_of_a_process() -> None:
+    context = EngineContext()
+    assert (context.phases(), context.import_s()) == ({}, 0.0)
+    assert ended(context, tell, {"seconds": 1.5}) == 0
+    assert context.phases()["weights"] == 1.5
+    assert 0 < context.phases()["process"] < 30
+
+
+def tell(seconds: float) -> None:
+    """A step of a start, in the engine's process."""
+    phases.here["weights"] = seconds
+    phases.tell(phases.here)

@@ -3,8 +3,8 @@
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -78,11 +78,17 @@ async def backend(
     if request.param == "fake":
         yield FakeBackend(reply=by_heart)
         return
+    with real_backend(tmp_path_factory.mktemp("cache")) as real:
+        yield real
+
+
+@contextmanager
+def real_backend(cache_dir: Path) -> Iterator[LazyVllm]:
     with mock.patch.dict(os.environ):
         prepare_environment()
         context = EngineContext()
         context.start_server()
-        yield LazyVllm(context, tmp_path_factory.mktemp("cache"), drain_s=0)
+        yield LazyVllm(context, cache_dir, drain_s=0)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -216,6 +222,31 @@ async def test_cancelling_the_reader_aborts(subject: Subject) -> None:
 async def test_a_finished_request_leaves_nothing(subject: Subject) -> None:
     await subject.ask(COLOURS, replace(RANDOM, n=2))
     assert subject.engine.stats().unfinished_requests == 0
+
+
+async def test_a_check_is_no_request_and_always_the_same(subject: Subject) -> None:
+    first = await subject.engine.check()
+    await subject.ask(COLOURS, RANDOM)
+    checking = asyncio.create_task(subject.engine.check())
+    while not checking.done():
+        assert subject.engine.stats().unfinished_requests == 0
+        await asyncio.sleep(0)
+    assert first.agrees(await checking)
+
+
+async def test_a_check_beside_requests(subject: Subject) -> None:
+    alone = await subject.engine.check()
+    async with aclosing(await subject.start(COUNTING, ENDLESS)) as steps:
+        await anext(steps)
+        assert alone.agrees(await subject.engine.check())
+        assert subject.engine.stats().unfinished_requests == 1
+
+
+async def test_no_sleep_where_the_platform_cannot(backend: Backend, subject: Subject) -> None:
+    assert not subject.engine.can_sleep
+    with pytest.raises(RuntimeError):
+        await subject.engine.sleep(1)
+    assert (await subject.choices(COLOURS, GREEDY))[0].text == ANSWERS[COLOURS]
 
 
 @pytest.mark.parametrize("stream", [True, False])

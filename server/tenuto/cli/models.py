@@ -1,9 +1,11 @@
 """`tenuto models`: what the registry names, getting it onto this host, and what it is there."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -11,33 +13,72 @@ from rich.table import Table
 
 from tenuto.cli.plan import plan
 from tenuto.cli.serve import registry_path, settings_from
+from tenuto.cli.warm import warm
 from tenuto.errors import CheckpointError, ConfigError
 from tenuto.models.checkpoint import is_directory_source
-from tenuto.models.registry import Registry, Target, load_registry
+from tenuto.models.devices import devices_of, installed_devices
+from tenuto.models.planner import Device, Fit, alone
+from tenuto.models.registry import Entry, Registry, Target, load_registry
+from tenuto.models.sizes import need_of
 
 app = typer.Typer(no_args_is_help=True, help="The models of the registry.")
 app.command("plan")(plan)
+app.command("warm")(warm)
 RegistryOption = Annotated[Path | None, typer.Option("--registry", help="Registry file.")]
 
 
 @app.command("list")
-def list_models(registry: RegistryOption = None) -> None:
-    """List the registry's models and LoRAs: whether they are on this host, and how large."""
-    columns = ("model", "on this host", "size", "context", "GPUs", "license", "source")
+def list_models(
+    registry: RegistryOption = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="Memory of a GPU, such as 141GiB; else as found here.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="A running server, to show the states there.")
+    ] = None,
+    api_key_env: Annotated[str, typer.Option(help="The variable with its key.")] = "TENUTO_API_KEY",
+) -> None:
+    """List the registry's models and LoRAs: state, size, whether each fits alone, license."""
+    devices = devices_of(gpu, "--gpu") if gpu else installed_devices()
+    states = _states(base_url, os.environ.get(api_key_env)) if base_url else {}
+    columns = ("model", "state", "size", "fits", "context", "GPUs", "license", "source")
     table = Table(*columns, box=None)
     for target in _registry(registry).targets():
         entry = target.entry
         directory = _directory(target)
+        here = "on this host" if target.is_present else "not pulled"
         table.add_row(
             target.id,
-            "yes" if target.is_present else "no",
+            states.get(entry.id, here),
             _size(directory) if directory is not None else "",
+            _fits(entry, devices) if target.lora is None else "",
             str(entry.max_model_len or "model's"),
             str(entry.tensor_parallel_size * entry.pipeline_parallel_size),
             target.license or "",
             target.source_id,
         )
     _print(table)
+
+
+def _fits(entry: Entry, devices: Sequence[Device]) -> str:
+    """`?`: without its checkpoint or a GPU nobody can tell."""
+    try:
+        return (
+            ("yes" if isinstance(alone(need_of(entry), devices), Fit) else "no") if devices else "?"
+        )
+    except CheckpointError:
+        return "?"
+
+
+def _states(base_url: str, key: str | None) -> dict[str, str]:
+    """Of the models of a running server. Errors: `ConfigError`."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        url = f"{base_url.rstrip('/').removesuffix('/v1')}/v1/model/info"
+        rows = httpx.get(url, headers=headers).raise_for_status().json()["data"]
+        return {row["model_name"]: row["model_info"]["state"] for row in rows}
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--base-url {base_url}: {error}") from None
 
 
 @app.command("pull")

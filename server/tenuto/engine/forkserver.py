@@ -10,12 +10,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
+
+from tenuto.engine import phases
 
 # These write request content when an engine fails or a grammar rejects a token.
 CONTENT_LOGGERS = (
@@ -27,6 +30,8 @@ CONTENT_LOGGERS = (
     "vllm.v1.structured_output.utils",
 )
 START_FAILURE = "EngineCore failed to start."
+# CUDA reads it when a process uses a GPU for the first time.
+DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 # vLLM reads these when it is imported, here and in the fork server.
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -38,19 +43,34 @@ ENVIRONMENT = {
     "LLGUIDANCE_LOG_LEVEL": "0",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # CUDA counts the GPUs as their driver does, which says how large they are.
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
 }
 
 
 class EngineProcess(ForkServerProcess):
-    """A vLLM engine process in a session of its own, so that Ctrl-C reaches the server alone."""
+    """A vLLM engine process in a session of its own, so that Ctrl-C reaches the server alone.
 
-    def __init__(self, cause: Connection, **kwargs: Any) -> None:
+    Through `pipe` it says the phases of its start, and why it failed. It sees the GPUs that
+    `devices` names in CUDA's words; all when it is None.
+    """
+
+    def __init__(self, pipe: Connection, devices: str | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._cause = cause
+        self._pipe = pipe
+        self._devices = devices
+        self._made_at = time.monotonic()
 
     def run(self) -> None:
+        self._pipe.send({"import_s": phases.here.pop("import", 0.0)})
+        phases.here["process"] = time.monotonic() - self._made_at
+        phases.tell = self._tell
+        # Python's default: vLLM's semaphores leave no name behind then when the process is killed.
+        multiprocessing.set_start_method("fork", force=True)
         os.setsid()
         _die_with_parent()
+        if self._devices is not None:
+            os.environ[DEVICES_VARIABLE] = self._devices
         for name in CONTENT_LOGGERS:
             logging.getLogger(name).addFilter(lambda record: False)
         # The server reports why an engine did not start, in one line.
@@ -58,21 +78,31 @@ class EngineProcess(ForkServerProcess):
         try:
             super().run()
         except Exception as error:
-            self._cause.send(first_line(error))
+            self._pipe.send({"cause": first_line(error)})
             sys.exit(1)
+
+    def _tell(self, made: phases.Phases) -> None:
+        self._pipe.send({"phases": dict(made)})
 
 
 class EngineContext(ForkServerContext):
-    """Given to vLLM in place of its own multiprocessing context."""
+    """Given to vLLM in place of its own multiprocessing context.
+
+    `devices` are the GPUs of the next process, as the server counts them; all when there are none.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.devices: Sequence[int] = ()
         self.process: EngineProcess | None = None
-        self._cause: Connection | None = None
+        self._pipe: Connection | None = None
+        self._said: dict[str, Any] = {}
 
     def start_server(self) -> None:
         """Starts the fork server; its imports go on in the background."""
-        self.set_forkserver_preload(["tenuto.engine.quiet", "tenuto.engine.preload"])
+        # Every process imports the main script once more, which is the command line.
+        modules = ["tenuto.engine.quiet", "tenuto.engine.preload", "tenuto.cli"]
+        self.set_forkserver_preload(modules)
         forkserver.ensure_running()
 
     def Process(  # type: ignore[override]
@@ -82,15 +112,29 @@ class EngineContext(ForkServerContext):
         name: str,
         kwargs: Mapping[str, Any],
     ) -> EngineProcess:
-        self._cause, child = multiprocessing.Pipe(duplex=False)
-        self.process = EngineProcess(child, target=target, name=name, kwargs=kwargs)
+        self._said = {}
+        self._pipe, child = multiprocessing.Pipe(duplex=False)
+        devices = _visible(self.devices)
+        self.process = EngineProcess(child, devices, target=target, name=name, kwargs=kwargs)
         return self.process
 
     def cause(self) -> str | None:
         """Why the last process failed, in one line; None when it said nothing."""
-        if self._cause is None or not self._cause.poll():
-            return None
-        return str(self._cause.recv())
+        return self._heard().get("cause")
+
+    def phases(self) -> Mapping[str, float]:
+        """Seconds by phase of the last process's start."""
+        said: Mapping[str, float] = self._heard().get("phases", {})
+        return said
+
+    def import_s(self) -> float:
+        """What the fork server's import took; 0 before the first process."""
+        return float(self._heard().get("import_s", 0.0))
+
+    def _heard(self) -> dict[str, Any]:
+        while self._pipe is not None and self._pipe.poll():
+            self._said |= self._pipe.recv()
+        return self._said
 
 
 def prepare_environment() -> None:
@@ -109,6 +153,13 @@ def _is_cpu_build() -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _visible(devices: Sequence[int]) -> str | None:
+    """CUDA's words for the GPUs: the server itself may have been given some of the host's."""
+    given = os.environ.get(DEVICES_VARIABLE)
+    names = given.split(",") if given else None
+    return ",".join(names[i] if names else str(i) for i in devices) or None
 
 
 def _die_with_parent() -> None:

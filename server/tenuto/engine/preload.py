@@ -4,17 +4,15 @@ What is missing here is imported again by every engine while it starts.
 """
 
 import importlib
+import signal
 from typing import Any
 
 import llguidance
-from vllm.platforms import current_platform
 
+from tenuto.engine import phases
+from tenuto.engine.importing import uncollected
 from tenuto.engine.verifier import MAX_ITEMS_PER_TOKEN
 
-WORKERS = {
-    "cpu": ("vllm.v1.worker.cpu_worker", "vllm.v1.attention.backends.cpu_attn"),
-    "cuda": ("vllm.v1.worker.gpu_worker", "vllm.v1.attention.backends.flash_attn"),
-}
 COMMON = (
     "vllm.v1.engine.core",
     "vllm.v1.executor.uniproc_executor",
@@ -22,9 +20,27 @@ COMMON = (
     "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors",
     "vllm.model_executor.model_loader.default_loader",
 )
+BACKENDS = {
+    "cpu": "vllm.v1.attention.backends.cpu_attn",
+    "cuda": "vllm.v1.attention.backends.flash_attn",
+}
+WORKERS = {
+    "cpu": ("vllm.v1.worker.cpu_worker", "CPUWorker"),
+    "cuda": ("vllm.v1.worker.gpu_worker", "Worker"),
+}
 
-for name in (*COMMON, *WORKERS.get(current_platform.device_type, ())):
-    importlib.import_module(name)
+
+def import_all() -> None:
+    from vllm.platforms import current_platform
+
+    device = current_platform.device_type
+    for name in COMMON:
+        importlib.import_module(name)
+    if device in WORKERS:
+        importlib.import_module(BACKENDS[device])
+        module, worker = WORKERS[device]
+        phases.time_steps(getattr(importlib.import_module(module), worker))
+    phases.time_compilation(importlib.import_module("vllm.compilation.decorators"))
 
 
 class LimitedMatcher:
@@ -42,5 +58,9 @@ class LimitedMatcher:
         return getattr(self._matcher, name)
 
 
+# Ctrl-C is for the server alone, which ends this process with itself.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with phases.here.timed("import"), uncollected():
+    import_all()
 # vLLM has no setting for it.
 setattr(llguidance, "LLMatcher", LimitedMatcher(llguidance.LLMatcher))  # noqa: B010
