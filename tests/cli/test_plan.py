@@ -145,8 +145,12 @@ def put_nvidia_smi(folder: Path, script: str) -> None:
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
 
 
-def test_gpus_of_this_host(models: Path) -> None:
-    put_nvidia_smi(models, '[ "$1" = --query-gpu=memory.total ] && echo 143771 && echo 24564')
+SAYS = '[ "$1" = --query-gpu=uuid,memory.total ] && echo GPU-a, 143771 && echo GPU-b, 24564'
+
+
+def test_gpus_of_this_host(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    put_nvidia_smi(models, SAYS)
     shown = lines(models)
     assert shown[:2] == [
         "GPU 0: 140.4 GiB, usable 129.2 GiB",
@@ -154,6 +158,25 @@ def test_gpus_of_this_host(models: Path) -> None:
     ]
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert shown[-1].startswith(f"Asleep in {gib(memory_bytes * 8 // 10)} of host memory: ")
+
+
+@pytest.mark.parametrize(
+    ("visible", "sizes_gib"),
+    [
+        ("1", ["24.0"]),
+        ("1,0", ["24.0", "140.4"]),
+        ("GPU-b", ["24.0"]),
+        ("0,7,1", ["140.4"]),
+    ],
+)
+def test_gpus_that_engines_see(
+    models: Path, monkeypatch: pytest.MonkeyPatch, visible: str, sizes_gib: list[str]
+) -> None:
+    """In the order in which CUDA counts them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    put_nvidia_smi(models, SAYS)
+    shown = [line for line in lines(models) if line.startswith("GPU ")]
+    assert [line.split()[2] for line in shown] == sizes_gib
 
 
 @pytest.mark.parametrize("script", [None, "echo 24564; exit 9", "echo no devices", "true"])

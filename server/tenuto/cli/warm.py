@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from tenuto.engine.phases import Phases
 from tenuto.engine.types import EngineSpec
 from tenuto.errors import CheckpointError, ConfigError, TenutoError
 from tenuto.models.registry import Entry, Registry, load_registry
-from tenuto.models.room import Room
+from tenuto.models.room import Room, placed
 
 NONE: frozenset[str] = frozenset()
 
@@ -104,10 +103,7 @@ def _spec(entry: Entry, room: Room) -> EngineSpec:
     alone = frozenset({entry.id})
     if not room.fits(alone, NONE):
         raise ConfigError(f"model {entry.id}: it is larger than the memory for models")
-    place, spec = room.place(entry.id, NONE, NONE), entry.spec()
-    kv_bytes = place.kv_bytes or spec.kv_cache_memory_bytes
-    sleep = entry.sleep_level > 0
-    return replace(spec, devices=place.devices, kv_cache_memory_bytes=kv_bytes, sleep=sleep)
+    return placed(entry, room.place(entry.id, NONE, NONE))
 
 
 async def _warmed(backend: Backend, spec: EngineSpec) -> Phases:

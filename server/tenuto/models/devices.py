@@ -4,14 +4,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from tenuto.errors import ConfigError, quoted
 from tenuto.models.planner import Device
 from tenuto.models.registry import bytes_of
 
 GPUS = re.compile(r"(.+?) ?(?:[x*\u00d7] ?([1-9]\d?))?")
-NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits")
 NVIDIA_SMI_TIMEOUT_S = 20
 # Sleeping weights are pinned: the system needs the rest of its memory for everything else.
 SLEEP_SHARE = 0.8
@@ -24,17 +24,31 @@ def devices_of(texts: Iterable[str], option: str) -> tuple[Device, ...]:
 
 
 def installed_devices() -> tuple[Device, ...]:
-    """This host's GPUs, as its driver tells; none without one."""
+    """This host's GPUs, as its driver tells; none without one. Engines count those that
+    CUDA_VISIBLE_DEVICES leaves them, in its order, and so does this."""
     if shutil.which(NVIDIA_SMI[0]) is None:
         return ()
     try:
         run = subprocess.run(
             NVIDIA_SMI, capture_output=True, text=True, check=True, timeout=NVIDIA_SMI_TIMEOUT_S
         )
-        sizes = [int(line) << 20 for line in run.stdout.split()]
+        rows = [line.split(", ") for line in run.stdout.splitlines()]
+        sizes = {uuid: int(mib) << 20 for uuid, mib in rows}
     except (OSError, subprocess.SubprocessError, ValueError):
         return ()
-    return tuple(Device(index, size) for index, size in enumerate(sizes))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = list(sizes) if visible is None else list(_named(visible, list(sizes)))
+    return tuple(Device(index, sizes[uuid]) for index, uuid in enumerate(seen))
+
+
+def _named(visible: str, uuids: Sequence[str]) -> Iterator[str]:
+    """By number or by the beginning of a UUID; as for CUDA, the first that is neither ends it."""
+    for name in filter(None, visible.replace(" ", "").split(",")):
+        by_number = uuids[int(name) : int(name) + 1] if name.isdecimal() else []
+        found = by_number or [uuid for uuid in uuids if uuid.startswith(name)]
+        if not found:
+            return
+        yield found[0]
 
 
 def sleep_bytes_of(text: str | None, option: str) -> int:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from tenuto.engine.types import EngineSpec
 from tenuto.errors import CheckpointError
 from tenuto.models.decisions import Ids
 from tenuto.models.planner import ASLEEP_BYTES, Device, Host, Need, placement, together
@@ -19,6 +20,17 @@ class Place:
 
     devices: tuple[int, ...] = ()
     kv_bytes: int | None = None
+
+
+def placed(entry: Entry, place: Place) -> EngineSpec:
+    """How the entry's engine starts there."""
+    spec = entry.spec()
+    return replace(
+        spec,
+        devices=place.devices,
+        kv_cache_memory_bytes=place.kv_bytes or spec.kv_cache_memory_bytes,
+        sleep=entry.sleep_level > 0,
+    )
 
 
 class Room:

@@ -3,17 +3,16 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from tenuto.engine.base import Backend, Engine, Prompts
 from tenuto.engine.types import Canary
 from tenuto.errors import EngineLost, EngineStartError, TenutoError
 from tenuto.models.decisions import AWAKE, Decision, Ids, State
-from tenuto.models.room import Room
+from tenuto.models.room import Room, placed
 from tenuto.models.slot import Slot
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 MAX_STARTS = 3
 FIRST_BACK_OFF_S = 1.0
@@ -90,7 +89,7 @@ class Transitions:
         if slot.engine is not None:
             logger.info("model %s: waking", slot.entry.id)
             slot.state = "waking"
-            self._begin(slot, _unless_lost(slot.engine, _awake(slot.engine, slot.canary)))
+            self._begin(slot, _awake(slot.engine, slot.canary))
             return
         awake: Ids = frozenset(name for name, other in slots.items() if other.state in AWAKE)
         asleep: Ids = frozenset(name for name, other in slots.items() if other.state == "asleep")
@@ -106,7 +105,7 @@ class Transitions:
         assert level != 0
         logger.info("model %s: going to sleep, level %d", slot.entry.id, level)
         slot.state = "suspending"
-        self._begin(slot, _unless_lost(slot.engine, slot.engine.sleep(level)))
+        self._begin(slot, slot.engine.sleep(level))
 
     def _unload(self, slot: Slot) -> None:
         assert slot.engine is not None
@@ -121,15 +120,7 @@ class Transitions:
             # What was lost may have memory until it is closed.
             await asyncio.wait(set(self.ending))
         assert slot.place is not None
-        spec = slot.entry.spec()
-        engine = await self.backend.engine(
-            replace(
-                spec,
-                devices=slot.place.devices,
-                kv_cache_memory_bytes=slot.place.kv_bytes or spec.kv_cache_memory_bytes,
-                sleep=slot.entry.sleep_level > 0,
-            )
-        )
+        engine = await self.backend.engine(placed(slot.entry, slot.place))
         try:
             return engine, await engine.check() if engine.can_sleep else None
         except BaseException:
@@ -234,20 +225,6 @@ async def _awake(engine: Engine, canary: Canary | None) -> bool:
     """Whether the engine still answers as it did when it was new."""
     await engine.wake()
     return canary is None or canary.agrees(await engine.check())
-
-
-async def _unless_lost(engine: Engine, work: Coroutine[Any, Any, T]) -> T:
-    """Errors: `EngineLost`, also when the process ends and the work never would."""
-    working, losing = asyncio.create_task(work), asyncio.create_task(engine.wait_lost())
-    try:
-        await asyncio.wait({working, losing}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise EngineLost
-        return working.result()
-    finally:
-        working.cancel()
-        losing.cancel()
-        await asyncio.gather(working, losing, return_exceptions=True)
 
 
 async def _closed(engine: Engine) -> None:
