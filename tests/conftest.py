@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -80,6 +81,12 @@ class Running:
             return await result if asyncio.iscoroutine(result) else result
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(timeout=10)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Looks in the event loop, whose turns the condition waits for."""
+        began = time.monotonic()
+        while not self.call(condition):
+            assert time.monotonic() - began < 10, "it did not come to that"
 
     def wait(self, event: asyncio.Event) -> None:
         async def waited() -> None:

@@ -1,6 +1,5 @@
 """What the owner does with the models, through a real uvicorn."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,15 +30,8 @@ def row(server: Running, model: str = MODEL) -> dict[str, Any]:
     return found
 
 
-def until(server: Running, condition: Callable[[], bool]) -> None:
-    for _ in range(5000):
-        if server.call(condition):
-            return
-    raise AssertionError("it did not come to that")
-
-
 def becomes(server: Running, state: str, model: str = MODEL) -> dict[str, Any]:
-    until(server, lambda: server.services.pool.slots[model].state == state)
+    server.until(lambda: server.services.pool.slots[model].state == state)
     return row(server, model)
 
 
@@ -71,7 +63,7 @@ def test_a_running_request_ends_first(serve: Serve) -> None:
         )
         server.wait(engine.started)
         order(server, "unload")
-        until(server, lambda: pool.slots[MODEL].held)
+        server.until(lambda: pool.slots[MODEL].held)
         assert row(server)["state"] == "ready"
         server.call(engine.go.set)
         assert events(asking.result().text)[-1] == DONE

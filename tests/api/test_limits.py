@@ -27,13 +27,6 @@ def limited(serve: Serve, backend: FakeBackend | None = None, **limits: int) -> 
     return server
 
 
-def until(server: Running, condition: Callable[[], bool]) -> None:
-    for _ in range(5000):
-        if server.call(condition):
-            return
-    raise AssertionError("it did not come to that")
-
-
 def test_a_limited_key_is_told_what_is_left(serve: Serve) -> None:
     server = limited(serve, requests_per_minute=2, tokens_per_minute=1000)
     first = server.chat()
@@ -104,7 +97,7 @@ def test_a_request_whose_engine_is_lost_gives_its_place_back(serve: Serve) -> No
         server.wait(engine.started)
         assert server.chat().status_code == 429
         server.call(engine.lose)
-        until(server, lambda: server.services.pool.slots[MODEL].state == "failed")
+        server.until(lambda: server.services.pool.slots[MODEL].state == "failed")
         server.call(lambda: server.services.pool.slots[MODEL].give_up("gone"))
         assert asking.result().status_code == 503
     assert server.chat().status_code == 503
@@ -120,7 +113,7 @@ def test_a_client_that_leaves_gives_its_place_back(serve: Serve, stream: bool) -
         client.sendall(body.replace(b"\r\n", f"\r\nauthorization: Bearer {SECRET}\r\n".encode(), 1))
         server.wait(engine.started)
         assert server.chat().status_code == 429
-    until(server, lambda: server.services.gate._inside == 0)
+    server.until(lambda: server.services.gate._inside == 0)
     server.call(engine.go.set)
     assert server.chat().status_code == 200
 
@@ -179,9 +172,9 @@ def test_one_keys_queue_does_not_starve_another(serve: Serve) -> None:
 
     with ThreadPoolExecutor(21) as clients:
         asking = [clients.submit(ask, "sk-many") for _ in range(20)]
-        until(server, lambda: len(queue) == 19)
+        server.until(lambda: len(queue) == 19)
         asking.append(clients.submit(ask, "sk-one"))
-        until(server, lambda: len(queue) == 20)
+        server.until(lambda: len(queue) == 20)
         server.call(server.engine().go.set)
         for task in asking:
             task.result()

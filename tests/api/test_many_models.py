@@ -1,7 +1,7 @@
 """More models than have room, through a real uvicorn: who loads, who waits, who leaves."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -48,19 +48,12 @@ def body_for(model: str, **fields: Any) -> dict[str, Any]:
     return chat_body(**{"model": model, "prompt": "Hi", **fields})
 
 
-def until(server: Running, condition: Callable[[], bool]) -> None:
-    for _ in range(5000):
-        if server.call(condition):
-            return
-    raise AssertionError("it did not come to that")
-
-
 def num_waiting(server: Running) -> int:
     return sum(len(slot.queue) for slot in server.services.pool.slots.values())
 
 
 def loading(server: Running, model: str) -> None:
-    until(server, lambda: server.services.pool.slots[model].state == "loading")
+    server.until(lambda: server.services.pool.slots[model].state == "loading")
 
 
 def said(response: httpx.Response) -> str:
@@ -104,7 +97,7 @@ def test_what_is_refused_loads_no_model(serve: Serve, fields: dict[str, Any]) ->
 
 def gone(server: Running) -> None:
     """The client's request has left the server, whatever it waited for."""
-    until(server, lambda: server.services.gate._inside == 0)
+    server.until(lambda: server.services.gate._inside == 0)
     assert num_waiting(server) == 0
 
 
@@ -135,8 +128,8 @@ def test_a_client_that_leaves_before_its_model_loads(
     loading(server, MODEL)
     with connected(server.url) as client:
         client.sendall(request_bytes(PATHS[0], body_for("cold")))
-        until(server, lambda: num_waiting(server) == 2)
-    until(server, lambda: num_waiting(server) == 1)
+        server.until(lambda: num_waiting(server) == 2)
+    server.until(lambda: num_waiting(server) == 1)
     server.call(backend.told.set)
     assert said(asking.result()) == MODEL
     server.left()
@@ -155,7 +148,7 @@ def test_twenty_requests_over_three_models_of_which_one_fits(
         assert said(server.chat(model=model, stream=number % 2 == 0)) == model
 
     first = [aside.submit(ask, number) for number in range(20)]
-    until(server, lambda: num_waiting(server) == 20)
+    server.until(lambda: num_waiting(server) == 20)
     server.call(backend.told.set)
     for asking in first:
         asking.result()
@@ -180,7 +173,7 @@ def test_the_keys_of_a_busy_model_take_turns(serve: Serve, aside: ThreadPoolExec
     server.wait(engine.started)
     for seed, key in ((2, "first-key"), (3, "first-key"), (4, "other-key")):
         asking.append(aside.submit(ask, seed, key))
-        until(server, lambda: num_waiting(server) == len(asking) - 1)
+        server.until(lambda: num_waiting(server) == len(asking) - 1)
     server.call(engine.go.set)
     for one in asking:
         one.result()
@@ -217,7 +210,7 @@ def test_the_end_of_the_server_ends_the_wait_for_a_model(
     """And the start's own loading, which is no failed start."""
     server = serve(backend=held(), drain_s=0.05)
     asking = aside.submit(server.chat)
-    until(server, lambda: num_waiting(server) == 2)
+    server.until(lambda: num_waiting(server) == 2)
     server.call(lambda: server.process.handle_exit(signal.SIGTERM, None))
     response = asking.result()
     assert response.status_code == 503

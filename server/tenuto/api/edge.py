@@ -160,6 +160,8 @@ def _noting(send: Send, exchange: Exchange, began: float) -> Send:
                 exchange.first_token_s = time.monotonic() - began
             if not message.get("more_body"):
                 exchange.ended = True
+                # Before the client can send its next request.
+                exchange.release()
         await send(message)
 
     return noting
