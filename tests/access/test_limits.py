@@ -1,8 +1,8 @@
 """What a key may use, on a clock that the test moves."""
 
 import random
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -116,6 +116,31 @@ def test_keys_do_not_limit_each_other(clock: Clock) -> None:
     assert limiter.admit(key("c")).headers() == {}
 
 
+@dataclass
+class Told:
+    """What was counted of one key, by the rule as it is written."""
+
+    admitted: deque[float] = field(default_factory=deque)
+    spent: deque[tuple[float, int]] = field(default_factory=deque)
+    running: list[Admission] = field(default_factory=list)
+    tokens: int = 0
+
+    def spends(self, now: float, tokens: int) -> None:
+        self.spent.append((now, tokens))
+        self.tokens += tokens
+
+    def is_free(self, limits: Limits, now: float) -> bool:
+        while self.admitted and self.admitted[0] <= now - 60:
+            self.admitted.popleft()
+        while self.spent and self.spent[0][0] <= now - 60:
+            self.tokens -= self.spent.popleft()[1]
+        return (
+            len(self.admitted) < (limits.requests_per_minute or 0)
+            and self.tokens < (limits.tokens_per_minute or 0)
+            and len(self.running) < (limits.parallel_requests or 0)
+        )
+
+
 def test_a_hundred_thousand_requests_over_fifty_keys(clock: Clock) -> None:
     """None above its limits in any minute, and none refused below them."""
     chance = random.Random(1)
@@ -129,30 +154,17 @@ def test_a_hundred_thousand_requests_over_fifty_keys(clock: Clock) -> None:
         for number in range(50)
     ]
     limiter = Limiter(clock)
-    admitted: dict[str, list[float]] = defaultdict(list)
-    spent: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    running: dict[str, list[Admission]] = defaultdict(list)
+    told = {asker.id: Told() for asker in askers}
     num_refused = 0
     for _ in range(100_000):
         clock.now += chance.expovariate(40)
         asker = chance.choice(askers)
-        limits, name, now = asker.limits, asker.id, clock.now
-        if running[name] and chance.random() < 0.5:
+        own = told[asker.id]
+        if own.running and chance.random() < 0.5:
             tokens = chance.randint(0, 60)
-            running[name].pop(chance.randrange(len(running[name]))).release(tokens)
-            spent[name].append((now, tokens))
-        recent = [when for when in admitted[name] if when > now - 60]
-        used = sum(tokens for when, tokens in spent[name] if when > now - 60)
-        admitted[name] = recent
-        spent[name] = [(when, tokens) for when, tokens in spent[name] if when > now - 60]
-        assert limits.requests_per_minute is not None
-        assert limits.tokens_per_minute is not None
-        assert limits.parallel_requests is not None
-        is_free = (
-            len(recent) < limits.requests_per_minute
-            and used < limits.tokens_per_minute
-            and len(running[name]) < limits.parallel_requests
-        )
+            own.running.pop().release(tokens)
+            own.spends(clock.now, tokens)
+        is_free = own.is_free(asker.limits, clock.now)
         try:
             admission = limiter.admit(asker)
         except RateLimited:
@@ -160,9 +172,9 @@ def test_a_hundred_thousand_requests_over_fifty_keys(clock: Clock) -> None:
             num_refused += 1
             continue
         assert is_free
-        admitted[name].append(now)
-        running[name].append(admission)
         prompt_tokens = chance.randint(1, 60)
         admission.charge(prompt_tokens)
-        spent[name].append((now, prompt_tokens))
+        own.running.append(admission)
+        own.admitted.append(clock.now)
+        own.spends(clock.now, prompt_tokens)
     assert 10_000 < num_refused < 90_000

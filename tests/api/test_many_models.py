@@ -238,6 +238,7 @@ def test_a_stream_that_begins_while_its_model_loads(serve: Serve, fields: dict[s
     server.left()
 
 
+@pytest.mark.usefixtures("quick_restarts")
 def test_a_stream_that_has_begun_and_whose_model_does_not_load(serve: Serve) -> None:
     backend = NamingBackend(errors=[RuntimeError("no")] * 3)
     server = serve(**WAIT, backend=backend)
