@@ -29,6 +29,11 @@ from tenuto.api.tokens import TokenRoutes
 from tenuto.errors import ApiError, MethodNotAllowed, NotFound, TenutoError
 
 logger = logging.getLogger(__name__)
+LIMIT_HEADERS = [
+    f"x-ratelimit-{what}-{of}"
+    for what in ("limit", "remaining", "reset")
+    for of in ("requests", "tokens")
+]
 Handler = Callable[[Request], Awaitable[Response]]
 Failed = Callable[[TenutoError], None]
 
@@ -115,7 +120,7 @@ def _allow_origins(app: FastAPI, origins: list[str]) -> None:
         allow_credentials="*" not in origins,
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "x-tenuto-ignored-params", "retry-after"],
+        expose_headers=["x-request-id", "x-tenuto-ignored-params", "retry-after", *LIMIT_HEADERS],
     )
 
 
