@@ -116,6 +116,14 @@ def test_keys_do_not_limit_each_other(clock: Clock) -> None:
     assert limiter.admit(key("c")).headers() == {}
 
 
+def test_what_is_kept_of_a_key_without_limits_is_of_one_minute(clock: Clock) -> None:
+    limiter = Limiter(clock)
+    for _ in range(1000):
+        clock.now += 1
+        limiter.admit(key()).charge(1)
+    assert len(limiter._spent["k"].window._spent) == 60
+
+
 @dataclass
 class Told:
     """What was counted of one key, by the rule as it is written."""

@@ -27,6 +27,8 @@ class TokenWindow:
     _total: int = 0
 
     def add(self, now: float, tokens: int) -> None:
+        # Of a key without a limit nobody asks for the total: what is old would stay.
+        self.total(now)
         if tokens:
             self._spent.append((now, tokens))
             self._total += tokens
