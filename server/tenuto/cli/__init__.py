@@ -4,12 +4,13 @@ import sys
 
 import typer
 
-from tenuto.cli import conform, keys, models, serve, usage
+from tenuto.cli import bench, conform, keys, models, serve, usage
 from tenuto.errors import ConfigError, TenutoError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("serve")(serve.serve)
 app.command("usage")(usage.usage)
+app.command("bench")(bench.bench)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(conform.app, name="conform")

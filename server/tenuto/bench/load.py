@@ -1,0 +1,106 @@
+"""What is asked, and when: closed loop or Poisson arrivals, over a fixed number of streams."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+from typing import Any
+
+import msgspec
+
+from tenuto.bench.client import Address, Answer, Client
+
+# One token each for most models.
+WORDS = ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "are", "as")
+# A server that is gone is not to be asked thousands of times a second.
+PAUSE_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What every target gets, as docs/benchmarks.md has it. A round asks for `duration` seconds, or
+    `requests` times; `rate` is in requests per second, `timeout` in seconds for a whole answer."""
+
+    model: str
+    endpoint: str = "chat"
+    stream: bool = True
+    streams: int = 32
+    requests: int | None = None
+    duration: float | None = None
+    rate: float | None = None
+    max_tokens: int = 128
+    prompt_words: int = 32
+    body: dict[str, Any] = field(default_factory=dict)
+    rounds: int = 5
+    warmup: int = 8
+    timeout: float = 120
+    seed: int = 0
+    goodput_ttft_ms: float | None = None
+    goodput_itl_ms: float | None = None
+
+    @property
+    def route(self) -> str:
+        return "chat/completions" if self.endpoint == "chat" else self.endpoint
+
+    def content(self, turn: int, number: int) -> bytes:
+        """The same for all targets. No two are the same: their prompts are in no cache."""
+        random = Random(f"{self.seed} {turn} {number}")
+        prompt = " ".join(random.choices(WORDS, k=self.prompt_words))
+        body: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens}
+        if self.endpoint == "chat":
+            body["messages"] = [{"role": "user", "content": prompt}]
+        else:
+            body["prompt"] = prompt
+        if self.stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return msgspec.json.encode(body | self.body)
+
+    def arrivals(self, turn: int) -> Iterator[tuple[int, float | None]]:
+        """When each request is due, in seconds from the start; None: as soon as a stream is free.
+
+        The gaps of Poisson arrivals are exponential, with a mean of 1 / rate.
+        """
+        random, due = Random(f"{self.seed} {turn}"), 0.0
+        for number in count() if self.requests is None else range(self.requests):
+            due += random.expovariate(self.rate) if self.rate else 0
+            if self.duration is not None and due >= self.duration:
+                return
+            yield number, due if self.rate else None
+
+
+async def ask_all(
+    address: Address, load: Load, turn: int, on_answer: Callable[[Answer], None]
+) -> None:
+    """One round, the same for each target in the same turn.
+
+    An arrival that finds no stream free waits for one, and what it waited counts: a slow server
+    would otherwise be asked less often, and look fast ("coordinated omission").
+    """
+    arrivals, streams = load.arrivals(turn), min(load.streams, load.requests or load.streams)
+    clients = [Client(address, load.timeout) for _ in range(streams)]
+
+    async def stream(client: Client) -> None:
+        for number, after_s in arrivals:
+            due = time.monotonic() if after_s is None else began + after_s
+            if load.duration is not None and due >= began + load.duration:
+                return
+            content = load.content(turn, number)
+            # uvloop may wake too early, by less than a millisecond.
+            while (rest_s := due - time.monotonic()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(rest_s)
+            on_answer(answer := await client.ask(content, due))
+            if answer.error == "connection":
+                await asyncio.sleep(PAUSE_S)
+
+    try:
+        # Connecting is not what is measured; what fails now fails again with a request.
+        await asyncio.gather(*(client.connect() for client in clients), return_exceptions=True)
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for client in clients:
+                group.create_task(stream(client))
+    finally:
+        for client in clients:
+            client.close()

@@ -1,0 +1,76 @@
+"""A whole run: every target once before it counts, then round by round in turn."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from tenuto.bench.client import Address, Answer
+from tenuto.bench.figures import Figures, cost_figures, figures_of
+from tenuto.bench.load import Load, ask_all
+from tenuto.bench.processes import cost_of
+
+
+@dataclass
+class Target:
+    """`rounds`: what was measured so far; the last is in part if the run was cancelled in it."""
+
+    name: str
+    address: Address
+    pids: list[int] = field(default_factory=list)
+    rounds: list[Figures] = field(default_factory=list)
+
+
+# Takes the rounds that are done, of all targets together, and what is done now.
+OnProgress = Callable[[float, str], None]
+
+
+class WarmUpFailed(Exception):
+    """A target did not answer a single request."""
+
+
+async def run(targets: Sequence[Target], load: Load, on_progress: OnProgress) -> None:
+    """Errors: `WarmUpFailed`."""
+    warm_up = replace(load, requests=load.warmup, duration=None, rate=None)
+    for target in targets if load.warmup else ():
+        on_progress(0, f"{target.name}: warm-up")
+        answers: list[Answer] = []
+        await ask_all(target.address, warm_up, -1, answers.append)
+        if all(answer.error for answer in answers):
+            said = f"{answers[0].error} {answers[0].detail!r}"
+            raise WarmUpFailed(f"{target.name} answers nothing: {said}")
+    for number in range(load.rounds * len(targets)):
+        turn, place = divmod(number, len(targets))
+        await _round(targets[place], load, turn, number, on_progress)
+
+
+async def _round(
+    target: Target, load: Load, turn: int, number: int, on_progress: OnProgress
+) -> None:
+    answers: list[Answer] = []
+    is_whole = False
+
+    def on_answer(answer: Answer) -> None:
+        answers.append(answer)
+        share = len(answers) / load.requests if load.requests else 0
+        if load.duration:
+            share = max(share, (answer.ended - answers[0].due) / load.duration)
+        on_progress(number + min(1, share), f"{target.name}: {len(answers)} answers")
+
+    before, own_s = _cost(target), time.process_time()
+    try:
+        await ask_all(target.address, load, turn, on_answer)
+        is_whole = True
+    finally:
+        own_s, after = time.process_time() - own_s, _cost(target)
+        figures = figures_of(answers, load)
+        if before is not None and after is not None:
+            figures |= cost_figures(figures, after[0] - before[0], after[1])
+        target.rounds.append(figures | {"generator_cpu_s": own_s, "is_whole": is_whole})
+
+
+def _cost(target: Target) -> tuple[float, int] | None:
+    """None also for a server that has ended."""
+    try:
+        return cost_of(target.pids) if target.pids else None
+    except ProcessLookupError:
+        return None
