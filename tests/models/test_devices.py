@@ -1,5 +1,8 @@
 """The memory that was named."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from tenuto.errors import ConfigError
@@ -17,6 +20,17 @@ def test_devices_by_hand(text: str, sizes_gib: list[int]) -> None:
 def test_a_bad_size_names_its_option(text: str) -> None:
     with pytest.raises(ConfigError, match="--gpu"):
         devices_of([text], "--gpu")
+
+
+@pytest.mark.parametrize(("limit", "share"), [("1073741824", 0.8), ("max", None), ("1" * 30, None)])
+def test_host_memory_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, share: float | None
+) -> None:
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    monkeypatch.setattr("tenuto.models.devices.CGROUP_LIMIT", tmp_path / "memory.max")
+    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    expected = int((1 << 30) * share) if share else int(host_bytes * 0.8)
+    assert sleep_bytes_of(None, "--host-memory") == expected
 
 
 def test_host_memory_by_hand_or_by_default() -> None:

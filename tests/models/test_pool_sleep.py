@@ -203,3 +203,102 @@ async def test_an_entry_that_changes_while_it_loads_is_loaded_once_more(tmp_path
         await until(lambda: rig.backend.starts == ["a", "a"])
         await until(lambda: rig.state() == "ready")
         assert rig.backend.prompted == ["a", "a"]
+
+
+async def test_a_sleeper_beside_a_pinned_model_is_let_go_before_it_is_refused(
+    tmp_path: Path,
+) -> None:
+    rows: list[str | dict[str, Any]] = ["a", {"id": "p", "pinned": True}]
+    async with pooled(tmp_path, *rows, fits=only(1), backend=able()) as rig:
+        await rig.used("a", "p")
+        assert rig.states() == {"a": "asleep", "p": "ready"}
+        with pytest.raises(Unavailable, match="larger than the memory"):
+            await rig.leased("a")
+        assert rig.backend.engines_made[0].closed == 1
+        assert rig.pool.slots["a"].engine is None
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_an_entry_that_changes_while_its_model_falls_asleep(
+    tmp_path: Path, stays: bool
+) -> None:
+    async with pooled(tmp_path, "a", backend=able()) as rig:
+        await rig.used("a")
+        engine = engine_of(rig, "a")
+        engine.go.clear()
+        rig.pool.dismiss("a", "asleep")
+        await until(lambda: rig.state() == "suspending")
+        changed = make_registry(tmp_path, [{"id": "a", "license": "other"}]).present()
+        rig.pool.adopt(changed if stays else [])
+        engine.go.set()
+        if stays:
+            await until(lambda: rig.state() == "ready" and engine.closed == 1)
+            assert rig.backend.starts == ["a", "a"]
+        else:
+            await until(lambda: not rig.pool.slots and engine.closed == 1)
+
+
+async def test_a_change_of_a_cold_model_costs_no_load(tmp_path: Path) -> None:
+    async with pooled(tmp_path) as rig:
+        (entry,) = make_registry(tmp_path, [{"id": "a", "license": "other"}]).present()
+        rig.pool.adopt([entry])
+        await settled()
+        (await rig.leased("a")).release()
+        assert rig.backend.starts == ["a"]
+
+
+async def test_unloading_twice_costs_no_load(tmp_path: Path) -> None:
+    async with pooled(tmp_path) as rig:
+        await rig.used("a")
+        rig.backend.engines_made[0].let_go.clear()
+        rig.pool.dismiss("a", "cold")
+        await until(lambda: rig.state() == "unloading")
+        rig.pool.dismiss("a", "cold")
+        rig.backend.engines_made[0].let_go.set()
+        await until(lambda: rig.state() == "cold")
+        (await rig.leased("a")).release()
+        assert rig.backend.starts == ["a", "a"]
+
+
+async def test_who_asks_for_a_load_does_not_keep_the_old_engine(tmp_path: Path) -> None:
+    async with pooled(tmp_path) as rig:
+        busy = await rig.leased("a")
+        (entry,) = make_registry(tmp_path, [{"id": "a", "license": "other"}]).present()
+        rig.pool.adopt([entry])
+        # Before the owner's next turn, and after it, nobody gets the old engine any more.
+        waiting = asyncio.create_task(rig.pool.lease(entry))
+        rig.pool.want("a")
+        await settled()
+        assert not waiting.done()
+        busy.release()
+        lease = await waiting
+        assert lease.engine is rig.backend.engines_made[1]
+        lease.release()
+
+
+async def test_a_wake_waits_for_what_was_lost(tmp_path: Path) -> None:
+    """Its memory may not be free yet."""
+    async with pooled(tmp_path, "a", "b", fits=only(1), backend=able()) as rig:
+        await rig.used("a", "b")
+        lost = engine_of(rig, "b")
+        lost.let_go.clear()
+        waiting = rig.lease("a")
+        rig.pool.slots["b"].is_lost = True
+        lost.lose()
+        await until(lambda: rig.state("a") == "waking")
+        await settled()
+        assert engine_of(rig, "a").asleep == 1
+        lost.let_go.set()
+        (await waiting).release()
+
+
+async def test_a_lost_model_that_was_to_go_stays_away(tmp_path: Path) -> None:
+    async with pooled(tmp_path) as rig:
+        busy = await rig.leased("a")
+        rig.pool.dismiss("a", "cold")
+        await settled()
+        engine_of(rig, "a").lose()
+        await until(lambda: rig.state() == "failed")
+        busy.release()
+        await rig.pass_time(100)
+        assert rig.backend.starts == ["a"]

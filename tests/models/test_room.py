@@ -97,6 +97,13 @@ def test_a_new_plan_leaves_living_engines_what_they_have(tmp_path: Path) -> None
     assert after.kv_bytes < before.kv_bytes
 
 
+def test_a_sleeper_that_the_plan_no_longer_has(tmp_path: Path) -> None:
+    room = room_for(registry_of(tmp_path, one=BUDGET, two=BUDGET), "5GiB", host_bytes=10**6)
+    room.place("one", NONE, NONE)
+    room.plan(registry_of(tmp_path, two=BUDGET).present())
+    assert room.fits(ids("two"), ids("one"))
+
+
 def test_a_model_of_unknown_size_is_loaded_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -77,6 +77,10 @@ def decide(models: Sequence[Snapshot], fits: Fits, now: float, turn_s: float) ->
             continue
         if fits(awake | {model.id}, asleep - {model.id}):
             return _with_room(decision, model, models, fits, now, turn_s)
+        if model.state == "asleep":
+            # Where it lies there is no room; elsewhere there may be, once it is cold.
+            unload = {*decision.unload, model.id}
+            return replace(decision, unload=tuple(sorted(unload)))
         decision = replace(decision, impossible=(*decision.impossible, model.id))
     return decision
 

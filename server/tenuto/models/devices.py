@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from tenuto.errors import ConfigError, quoted
 from tenuto.models.planner import Device
@@ -15,6 +16,7 @@ NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,nohea
 NVIDIA_SMI_TIMEOUT_S = 20
 # Sleeping weights are pinned: the system needs the rest of its memory for everything else.
 SLEEP_SHARE = 0.8
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def devices_of(texts: Iterable[str], option: str) -> tuple[Device, ...]:
@@ -58,7 +60,16 @@ def sleep_bytes_of(text: str | None, option: str) -> int:
     """
     if text is not None:
         return size_bytes(option, text)
-    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * SLEEP_SHARE)
+    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(host_bytes, _container_bytes() or host_bytes) * SLEEP_SHARE)
+
+
+def _container_bytes() -> int | None:
+    """What the container may have of the host, where it is limited."""
+    try:
+        return int(CGROUP_LIMIT.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def size_bytes(option: str, text: str) -> int:

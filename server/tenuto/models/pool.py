@@ -72,7 +72,7 @@ class Pool:
         slot = self.slots[model_id]
         if slot.state == "failed":
             slot.failed_starts, slot.retry_at = 0, 0.0
-        slot.wanted, slot.dismissed = slot.state != "ready", None
+        slot.wanted, slot.dismissed = slot.state != "ready" or slot.is_stale, None
         self._wake()
 
     def dismiss(self, model_id: str, to: Literal["asleep", "cold"]) -> None:
@@ -161,8 +161,8 @@ class Pool:
     def _replace(self, slot: Slot, entry: Entry | None) -> None:
         slot.refuse(_changed(slot.entry))
         slot.is_removed = entry is None
-        slot.wanted = entry is not None and (slot.engine is not None or slot.state == "loading")
-        slot.dismissed = "cold"
+        slot.is_stale = slot.engine is not None or slot.state == "loading"
+        slot.wanted = entry is not None and slot.is_stale
         if entry is not None:
             slot.entry, slot.prompts = entry, None
         if slot.state == "failed":
@@ -237,7 +237,7 @@ class Pool:
     def _drop_removed(self) -> None:
         removed = [name for name, slot in self.slots.items() if slot.is_removed]
         for model_id in removed:
-            if self.slots[model_id].state in ("cold", "failed"):
+            if self.slots[model_id].state in ("cold", "failed") and not self.slots[model_id].engine:
                 del self.slots[model_id]
 
     def _decide(self) -> Decision:

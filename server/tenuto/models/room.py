@@ -79,7 +79,7 @@ class GpuRoom(Room):
     def fits(self, awake: Ids, asleep: Ids) -> bool:
         if not awake | asleep <= self._planned.keys() | self._needs.keys():
             return len(awake) == 1 and not asleep
-        if sum(self._asleep_bytes[name] for name in asleep) > self._host.sleep_bytes:
+        if sum(map(self._host_bytes, asleep)) > self._host.sleep_bytes:
             return False
         return self._placement(awake, asleep) is not None
 
@@ -94,6 +94,11 @@ class GpuRoom(Room):
     def vacate(self, model_id: str) -> None:
         self._placed.pop(model_id, None)
         self._needs.pop(model_id, None)
+
+    def _host_bytes(self, model_id: str) -> int:
+        """While it sleeps; of one that the plan no longer has, what it lies there with."""
+        living = self._needs.get(model_id)
+        return self._asleep_bytes.get(model_id, living.weights_bytes if living else 0)
 
     def _placement(self, awake: Ids, asleep: Ids) -> dict[str, tuple[int, ...]] | None:
         """Engines that live stay where they are, awake or not."""

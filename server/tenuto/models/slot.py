@@ -23,7 +23,8 @@ UNKNOWN_LOAD_S = 60.0
 class Slot:
     """Only the pool's owner writes it. `engine` is set while there is a process, also while it
     sleeps; `work` is what changes the state next, begun at `began_at`. `load_s` and `wake_s` are
-    what these took the last time; `canary` is what the engine said when it was new."""
+    what these took the last time; `canary` is what the engine said when it was new. `is_stale`: its
+    entry has changed since the engine was started."""
 
     entry: Entry
     state: State = "cold"
@@ -36,6 +37,7 @@ class Slot:
     held: bool = False
     is_lost: bool = False
     is_removed: bool = False
+    is_stale: bool = False
     wanted: bool = False
     dismissed: Literal["asleep", "cold"] | None = None
     used_at: float = 0.0
@@ -59,7 +61,8 @@ class Slot:
 
     def granted(self, sequences: int) -> Engine | None:
         """The engine, when it takes so many more; a request that alone is too large runs alone."""
-        if self.engine is None or self.state != "ready" or self.held or self.is_lost:
+        goes = self.held or self.is_lost or self.is_stale
+        if self.engine is None or self.state != "ready" or goes:
             return None
         has_room = self.sequences + sequences <= self.engine.capacity
         return self.engine if has_room or self.sequences == 0 else None
@@ -89,7 +92,7 @@ class Slot:
             pinned=self.entry.pinned,
             idle_ttl_s=self.entry.idle_ttl,
             can_sleep=self.engine is not None and self.engine.can_sleep,
-            dismissed=self.dismissed,
+            dismissed="cold" if self.is_stale else self.dismissed,
         )
 
     def refuse(self, error: ApiError) -> None:

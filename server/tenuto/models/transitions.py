@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,7 +59,9 @@ class Transitions:
                 slot.load_s = self.clock() - slot.began_at
                 self._ready(slot)
             case "suspending" if error is None:
-                slot.state, slot.dismissed = "asleep", None
+                slot.state = "asleep"
+                if slot.dismissed == "asleep":
+                    slot.dismissed = None
                 self._watch(slot)
             case "waking" if error is None and work.result():
                 slot.wake_s = self.clock() - slot.began_at
@@ -89,7 +92,7 @@ class Transitions:
         if slot.engine is not None:
             logger.info("model %s: waking", slot.entry.id)
             slot.state = "waking"
-            self._begin(slot, _awake(slot.engine, slot.canary))
+            self._begin(slot, self._awake(slot.engine, slot.canary))
             return
         awake: Ids = frozenset(name for name, other in slots.items() if other.state in AWAKE)
         asleep: Ids = frozenset(name for name, other in slots.items() if other.state == "asleep")
@@ -111,14 +114,12 @@ class Transitions:
         assert slot.engine is not None
         assert slot.leases == 0
         logger.info("model %s: unloading", slot.entry.id)
-        slot.state, slot.dismissed = "unloading", None
+        slot.state = "unloading"
         self._begin(slot, slot.engine.close(0))
 
     async def _started(self, slot: Slot) -> tuple[Engine, Canary | None]:
         await self.prompts(slot)
-        if self.ending:
-            # What was lost may have memory until it is closed.
-            await asyncio.wait(set(self.ending))
+        await self._all_ended()
         assert slot.place is not None
         engine = await self.backend.engine(placed(slot.entry, slot.place))
         try:
@@ -127,16 +128,28 @@ class Transitions:
             await engine.close(0)
             raise
 
+    async def _awake(self, engine: Engine, canary: Canary | None) -> bool:
+        """Whether the engine still answers as it did when it was new."""
+        await self._all_ended()
+        await engine.wake()
+        return canary is None or canary.agrees(await engine.check())
+
+    async def _all_ended(self) -> None:
+        """What was lost may have memory until it is closed."""
+        if self.ending:
+            await asyncio.wait(set(self.ending))
+
     def _ready(self, slot: Slot) -> None:
         now = self.clock()
         slot.state, slot.is_lost = "ready", False
         # One whose entry has changed since is to come back.
-        slot.wanted = slot.wanted and slot.dismissed is not None
+        slot.wanted = slot.wanted and slot.is_stale
         slot.ready_at = slot.used_at = now
         self._watch(slot)
 
     def _left(self, slot: Slot) -> None:
-        slot.engine = slot.canary = slot.place = None
+        slot.engine = slot.canary = slot.place = slot.dismissed = None
+        slot.is_stale = False
         self.room.vacate(slot.entry.id)
 
     def _failed(self, slot: Slot, error: BaseException) -> None:
@@ -160,13 +173,13 @@ class Transitions:
             logger.error("model %s: while it was %s: %r", slot.entry.id, slot.state, error)
         if self.clock() - slot.ready_at > STABLE_S:
             slot.failed_starts = 0
-        was_asleep = slot.state == "asleep"
+        was_asleep, goes = slot.state == "asleep", slot.dismissed is not None
         self._end(slot)
         if was_asleep:
             slot.state = "cold"
             return
-        slot.wanted = True
         self._back_off(slot, "its engine process ended")
+        slot.wanted = slot.state == "failed" and slot.retry_at < math.inf and not goes
 
     def _garbled(self, slot: Slot) -> None:
         """A wake that left other weights behind than the load did."""
@@ -183,7 +196,6 @@ class Transitions:
         ending = asyncio.create_task(_closed(slot.engine))
         self.ending.add(ending)
         ending.add_done_callback(self.ending.discard)
-        slot.dismissed = None
         self._left(slot)
 
     def _back_off(self, slot: Slot, reason: str) -> None:
@@ -219,12 +231,6 @@ async def ended(
 def _give_up(slot: Slot, reason: str, **when: float) -> None:
     logger.error("model %s is not served: %s", slot.entry.id, reason)
     slot.give_up(reason, **when)
-
-
-async def _awake(engine: Engine, canary: Canary | None) -> bool:
-    """Whether the engine still answers as it did when it was new."""
-    await engine.wake()
-    return canary is None or canary.agrees(await engine.check())
 
 
 async def _closed(engine: Engine) -> None:
