@@ -97,6 +97,16 @@ def test_a_new_plan_leaves_living_engines_what_they_have(tmp_path: Path) -> None
     assert after.kv_bytes < before.kv_bytes
 
 
+def test_who_has_slept_keeps_its_host_memory(tmp_path: Path) -> None:
+    room = room_for(registry_of(tmp_path, one=BUDGET, two=BUDGET), "5GiB", host_bytes=10**6)
+    room.place("one", NONE, NONE)
+    room.slept("one")
+    assert room.fits(ids("two"), ids("one"))
+    assert not room.fits(ids("one"), ids("two"))
+    room.vacate("one")
+    assert room.fits(ids("one"), ids("two"))
+
+
 def test_a_sleeper_that_the_plan_no_longer_has(tmp_path: Path) -> None:
     room = room_for(registry_of(tmp_path, one=BUDGET, two=BUDGET), "5GiB", host_bytes=10**6)
     room.place("one", NONE, NONE)

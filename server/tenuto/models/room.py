@@ -46,6 +46,9 @@ class Room:
         """For a model that `fits`; it has the place until it leaves."""
         return Place()
 
+    def slept(self, model_id: str) -> None:
+        """The model's engine has put its weights into the host's memory."""
+
     def vacate(self, model_id: str) -> None:
         """The model's engine has ended."""
 
@@ -62,6 +65,8 @@ class GpuRoom(Room):
         # Of engines that live, whatever was planned since.
         self._needs: dict[str, Need] = {}
         self._placed: dict[str, tuple[int, ...]] = {}
+        # Pinned memory is not given back while the process lives (vLLM's issue 16663).
+        self._have_slept: set[str] = set()
 
     def plan(self, entries: Iterable[Entry]) -> None:
         entries = list(entries)
@@ -79,7 +84,7 @@ class GpuRoom(Room):
     def fits(self, awake: Ids, asleep: Ids) -> bool:
         if not awake | asleep <= self._planned.keys() | self._needs.keys():
             return len(awake) == 1 and not asleep
-        if sum(map(self._host_bytes, asleep)) > self._host.sleep_bytes:
+        if sum(map(self._host_bytes, asleep | awake & self._have_slept)) > self._host.sleep_bytes:
             return False
         return self._placement(awake, asleep) is not None
 
@@ -91,7 +96,11 @@ class GpuRoom(Room):
         need = self._needs[model_id] = self._planned[model_id]
         return Place() if self._rehearsal else Place(found[model_id], need.gpu_memory_bytes)
 
+    def slept(self, model_id: str) -> None:
+        self._have_slept.add(model_id)
+
     def vacate(self, model_id: str) -> None:
+        self._have_slept.discard(model_id)
         self._placed.pop(model_id, None)
         self._needs.pop(model_id, None)
 

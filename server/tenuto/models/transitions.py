@@ -60,6 +60,7 @@ class Transitions:
                 self._ready(slot)
             case "suspending" if error is None:
                 slot.state = "asleep"
+                self.room.slept(slot.entry.id)
                 if slot.dismissed == "asleep":
                     slot.dismissed = None
                 self._watch(slot)
