@@ -62,6 +62,17 @@ def test_a_second_signal_ends_what_still_runs(
         assert server.process.force_exit
 
 
+def test_a_signal_in_the_same_breath_undoes_nothing(own: Running) -> None:
+    def signalled() -> bool:
+        own.process.handle_exit(signal.SIGTERM, None)
+        own.process.should_exit = True
+        own.process.handle_exit(signal.SIGTERM, None)
+        return own.process.should_exit and not own.process.force_exit
+
+    assert own.call(signalled)
+    own.wait_ended()
+
+
 def test_a_failure_is_logged_and_ends_the_server(
     own: Running, caplog: pytest.LogCaptureFixture
 ) -> None:

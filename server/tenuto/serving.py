@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=CLOSE_CONNECTIONS_S,
-                http=timed_protocol(services.request_timeout_s),
+                http=timed_protocol(services.request_timeout_s, services.bounds.header_bytes),
             )
         )
         self.failed = False
@@ -71,7 +71,8 @@ class Server(uvicorn.Server):
         now = time.monotonic()
         if self._services.gate.draining:
             # Supervisors such as timeout(1) signal the process and its group in one breath.
-            self.should_exit = self.force_exit = now - self._signalled_s > SAME_SIGNAL_S
+            if now - self._signalled_s > SAME_SIGNAL_S:
+                self.should_exit = self.force_exit = True
             return
         self._signalled_s = now
         self._services.gate.draining = True

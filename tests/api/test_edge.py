@@ -95,6 +95,24 @@ def test_metrics_need_a_key_from_elsewhere(locked: Running) -> None:
     assert locked.client.get("/metrics", headers=allowed).status_code == 200
 
 
+@pytest.mark.parametrize("believed", ["127.0.0.1", "*"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("x-forwarded-for", "127.0.0.1"), ("forwarded", "for=127.0.0.1"), ("X-Real-IP", "::1")],
+)
+def test_what_was_forwarded_is_not_near(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, believed: str, name: str, value: str
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", believed)
+    server = serve(keys=KEYS)
+    forwarded = {name: value}
+    assert server.client.get("/metrics", headers=forwarded).status_code == 401
+    assert server.client.get("/metrics").status_code == 200
+    admin = {"authorization": "Bearer sk-admin"}
+    assert server.client.get("/admin/models", headers=admin | forwarded).status_code == 403
+    assert server.client.get("/admin/models", headers=admin).status_code == 200
+
+
 @pytest.mark.parametrize("given", ["abc", "A-1_2.3", "x" * 128])
 def test_the_clients_request_id_is_taken_over(server: Running, given: str) -> None:
     response = server.client.get("/health", headers={"x-request-id": given})

@@ -1,5 +1,8 @@
 """What a key may use, through a real uvicorn; and whoever sends slowly or guesses."""
 
+import json
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 from tenuto.access.guessing import FREE_FAILURES, Guesses
 from tenuto.access.keys import Key, Keys, Limits, digest_of
 from tenuto.engine.fake import FakeBackend
+from tenuto.wire.bounds import Bounds
 from tests.conftest import MODEL, Running, Serve
 from tests.models.pools import HeldBackend
 from tests.sse import chat_body, connected, read_until, request_bytes
@@ -212,6 +216,84 @@ def test_headers_of_a_second_request_that_do_not_arrive(serve: Serve) -> None:
         read_until(client, b"}")
         client.sendall(b"GET /health HTTP/1.1\r\n")
         assert client.recv(1) == b""
+
+
+def ended(client: socket.socket) -> bool:
+    try:
+        return client.recv(1 << 16) == b""
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "dripped"),
+    [
+        (b"POST /v1/models HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n", 401, b"x"),
+        (b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n", 200, b"\r\n"),
+    ],
+)
+def test_what_drips_after_an_answer(serve: Serve, sent: bytes, status: int, dripped: bytes) -> None:
+    server = serve(keys=Keys([SECRET]), services={"request_timeout_s": 0.3})
+    with connected(server.url) as client:
+        client.sendall(sent)
+        assert read_until(client, b"}").startswith(f"HTTP/1.1 {status}".encode())
+        client.settimeout(0.02)
+        began = time.monotonic()
+        while time.monotonic() - began < 4:
+            try:
+                client.sendall(dripped)
+                if ended(client):
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        # uvicorn's own timer, of 5 s, has no part in this.
+        assert time.monotonic() - began < 4
+
+
+def test_a_connection_is_kept_for_the_next_request(serve: Serve) -> None:
+    server = serve(keys=Keys([SECRET]), services={"request_timeout_s": 5})
+    with connected(server.url) as client:
+        client.sendall(request_bytes("/v1/chat/completions", chat_body(), cut=1))
+        assert read_until(client, b"}}").startswith(b"HTTP/1.1 401")
+        client.sendall(b"}GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert read_until(client, b"}").startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("endless", [b"GET /", b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\n"])
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"])
+def test_headers_without_an_end(serve: Serve, before: bytes, endless: bytes) -> None:
+    server = serve(bounds=Bounds(header_bytes=1024))
+    with connected(server.url) as client:
+        if before:
+            client.sendall(before)
+            read_until(client, b"}")
+        piece = b"x: y\r\n" if endless.endswith(b"\n") else b"x" * 6
+        client.sendall(endless + piece * 12_000)
+        answer = read_until(client, b"}}")
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert b"\r\nconnection: close\r\n" in answer
+        error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        assert (error["code"], error["type"]) == ("431", "invalid_request_error")
+        assert error["message"] == "The request's headers must be at most 1024 bytes."
+        assert ended(client)
+
+
+def test_trailers_without_an_end(serve: Serve) -> None:
+    server = serve(bounds=Bounds(header_bytes=1024))
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    with connected(server.url) as client:
+        client.sendall(head)
+        server.until(lambda: server.services.gate._inside == 1)
+        client.sendall(b"0\r\n" + b"x: y\r\n" * 12_000)
+        assert ended(client)
+    server.left()
+
+
+def test_a_body_in_one_piece_with_its_headers(serve: Serve) -> None:
+    server = serve(bounds=Bounds(header_bytes=1024))
+    assert server.chat("x" * 400_000).status_code == 400
 
 
 def test_a_body_that_does_not_arrive(serve: Serve) -> None:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tenuto.engine.fake import FakeBackend, FakeEngine
+from tenuto.slow_senders import TimedProtocol
 from tests.conftest import Running, Serve
 from tests.engines import FaultyBackend, StepwiseBackend, StepwiseEngine
 from tests.sse import DONE, chat_body, choices_of, connected, events, read_until, request_bytes
@@ -186,6 +187,21 @@ def test_leaving_while_not_reading(serve: Serve) -> None:
         assert engine.running == 1
     server.wait(engine.idle)
     server.left()
+
+
+def test_never_reading(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(TimedProtocol, "stalled_s", 0.5)
+    server, engine = long_winded(serve)
+    with unread(server, engine):
+        server.wait(engine.idle)
+        server.left()
+    assert engine.handed < 6000
+    lines = [r.getMessage() for r in caplog.records if r.name == "tenuto.slow_senders"]
+    assert lines == ["a client read nothing for 0.5 s: its connection is ended"]
+    assert "ASGI" not in caplog.text
 
 
 def test_a_slow_reader_gets_everything(serve: Serve) -> None:

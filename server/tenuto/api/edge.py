@@ -39,6 +39,7 @@ SAFETY_HEADERS = (
     (b"referrer-policy", b"no-referrer"),
 )
 LOOPBACK = {"127.0.0.1", "::1"}
+FORWARDING = {b"x-forwarded-for", b"forwarded", b"x-real-ip"}
 
 
 class Edge:
@@ -90,7 +91,7 @@ class Edge:
             return
         if self._services.gate.draining:
             raise Unavailable("The server is shutting down. Please retry.")
-        is_near = _host(scope) in LOOPBACK
+        is_near = _is_near(scope)
         if scope["path"] == "/metrics" and is_near:
             return
         exchange.key = self._services.keys.authenticate(_authorization(scope))
@@ -174,6 +175,13 @@ def _is_open(path: str) -> bool:
 def _host(scope: Scope) -> str | None:
     client = scope.get("client")
     return client[0] if client else None
+
+
+def _is_near(scope: Scope) -> bool:
+    """A request that a proxy passed on is not near, even if both are on this host; nor is one that
+    only says so."""
+    is_forwarded = any(name in FORWARDING for name, _ in scope["headers"])
+    return _host(scope) in LOOPBACK and not is_forwarded
 
 
 def _authorization(scope: Scope) -> str | None:
