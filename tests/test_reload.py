@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 
 from tenuto.engine.fake import FakeBackend
 from tenuto.models.pool import Pool
-from tenuto.models.registry import chosen_models, load_registry
+from tenuto.models.registry import Registry, chosen_models, load_registry
 from tenuto.reload import Reloader
 from tests.conftest import make_checkpoint
 from tests.models.pools import settled
@@ -100,17 +100,77 @@ async def test_a_broken_file_changes_nothing_and_says_why(
         assert "the registry was not read again: registry.yaml" in caplog.text
 
 
+@asynccontextmanager
+async def watched(reloader: Reloader) -> AsyncIterator[None]:
+    watching = asyncio.create_task(reloader.watch())
+    yield
+    assert not watching.done()
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+async def until_there(reloader: Reloader, *ids: str) -> None:
+    await until(lambda: states(reloader).keys() == set(ids))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """The watch tells nobody what it has seen."""
+    for _ in range(400):
+        if condition():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not come to that")
+
+
 async def test_the_file_is_watched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    async with running(tmp_path, {"id": "a"}) as reloader:
-        watching = asyncio.create_task(reloader.watch())
-        async with asyncio.timeout(20):
-            # The watch begins at some moment: what was written before goes unseen.
-            for number in range(1000):
-                write(tmp_path, {"id": "a"}, {"id": f"b{number}"})
-                await asyncio.sleep(0.2)
-                if len(states(reloader)) > 1:
-                    break
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+    async with running(tmp_path, {"id": "a"}) as reloader, watched(reloader):
+        write(tmp_path, {"id": "a"}, {"id": "b"})
+        await until_there(reloader, "a", "b")
         assert "the registry was read again: 1 models added, 0 removed, 0 changed" in caplog.text
+
+
+async def test_a_link_of_another_name_is_followed(tmp_path: Path) -> None:
+    link = tmp_path / "links" / "models.yaml"
+    link.parent.mkdir()
+    async with running(tmp_path / "files", {"id": "a"}) as reloader:
+        link.symlink_to(reloader.path)
+        linked = Reloader(link, reloader.registry, reloader.pool, reloader.chosen)
+        async with watched(linked):
+            write(tmp_path / "files", {"id": "b"})
+            await until_there(linked, "b")
+
+
+async def test_a_link_to_another_folder_is_followed(tmp_path: Path) -> None:
+    """As Kubernetes does it: `registry.yaml` leads to `..data/registry.yaml`, and `..data` to the
+    folder that is swapped."""
+    link, data = tmp_path / "registry.yaml", tmp_path / "..data"
+    async with running(tmp_path / "..first", {"id": "a"}) as reloader:
+        data.symlink_to("..first")
+        link.symlink_to("..data/registry.yaml")
+        linked = Reloader(link, reloader.registry, reloader.pool, reloader.chosen)
+        async with watched(linked):
+            for name in ("second", "third"):
+                write(tmp_path / f"..{name}", {"id": name})
+                new = tmp_path / "..data_tmp"
+                new.symlink_to(f"..{name}")
+                new.rename(data)
+                await until_there(linked, name)
+
+
+async def test_whatever_goes_wrong_the_watch_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, {"id": "a"}) as reloader, watched(reloader):
+        reloader.chosen = failing
+        write(tmp_path, {"id": "b"})
+        await until(lambda: "ZeroDivisionError" in caplog.text)
+        assert states(reloader).keys() == {"a"}
+        reloader.chosen = lambda found: chosen_models(found, None)
+        write(tmp_path, {"id": "c"})
+        await until_there(reloader, "c")
+    assert "the registry was not read again" in caplog.text
+
+
+def failing(found: Registry) -> list[str]:
+    raise ZeroDivisionError

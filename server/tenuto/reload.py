@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from watchfiles import Change, awatch
+from watchfiles import awatch
 
 from tenuto.engine.arguments import engine_argument_names
 from tenuto.errors import ConfigError
@@ -14,6 +14,8 @@ from tenuto.models.pool import Pool
 from tenuto.models.registry import Registry, load_registry
 
 logger = logging.getLogger(__name__)
+# Nothing else sees a change of a link on the way, one just before a watch, or one from afar.
+LOOK_EVERY_MS = 5_000
 
 
 @dataclass
@@ -26,18 +28,22 @@ class Reloader:
     chosen: Callable[[Registry], Sequence[str]]
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    def __post_init__(self) -> None:
+        self._read_version = _version(self.path)
+
     async def reload(self) -> None:
         """A file that is not a registry changes nothing. The start's own loads come first."""
         await self.pool.started.wait()
         async with self._lock:
-            await self._adopt()
+            try:
+                await self._adopt()
+            except ConfigError as error:
+                logger.error("the registry was not read again: %s", error.message)
+            except Exception:
+                logger.exception("the registry was not read again")
 
     async def _adopt(self) -> None:
-        try:
-            found, eager = await asyncio.to_thread(self._read)
-        except ConfigError as error:
-            logger.error("the registry was not read again: %s", error.message)
-            return
+        found, eager = await asyncio.to_thread(self._read)
         before = {entry.id: entry for entry in self.registry.present()}
         self.registry.adopt(found)
         after = {entry.id: entry for entry in self.registry.present()}
@@ -54,14 +60,47 @@ class Reloader:
         )
 
     async def watch(self) -> None:
-        """Reloads whenever the file was written; editors put a new one in its place."""
+        """Reloads whenever the file was written, or the path leads to another one: editors put a
+        new file in its place, Kubernetes a new link to its folder."""
+        while True:
+            try:
+                await self._watch_folders()
+            except Exception as error:
+                logger.error("the registry is not watched: %s", type(error).__name__)
+                await asyncio.sleep(LOOK_EVERY_MS / 1000)
 
-        def concerns(change: Change, path: str) -> bool:
-            return Path(path).name == self.path.name
-
-        async for _ in awatch(self.path.resolve().parent, watch_filter=concerns, recursive=False):
-            await self.reload()
+    async def _watch_folders(self) -> None:
+        """Until the file lies in another folder."""
+        folders = await asyncio.to_thread(_folders, self.path)
+        async for _ in awatch(
+            *folders,
+            # Any change, since a link's target has names of its own.
+            watch_filter=None,
+            recursive=False,
+            rust_timeout=LOOK_EVERY_MS,
+            yield_on_timeout=True,
+        ):
+            if await asyncio.to_thread(_version, self.path) != self._read_version:
+                await self.reload()
+            if await asyncio.to_thread(_folders, self.path) != folders:
+                return
 
     def _read(self) -> tuple[Registry, Sequence[str]]:
+        # First, so that what is written meanwhile is read the next time.
+        self._read_version = _version(self.path)
         found = load_registry(self.path, engine_argument_names())
         return found, self.chosen(found)
+
+
+def _folders(path: Path) -> set[Path]:
+    """That of the path, and that of the file to which its links lead."""
+    return {path.absolute().parent, path.resolve().parent}
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """Differs once the file was written or replaced; None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

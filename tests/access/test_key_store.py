@@ -115,6 +115,23 @@ def test_a_rotated_key_keeps_all_but_its_secret(store: KeyStore) -> None:
         authenticate(store, old_secret)
 
 
+def test_of_two_who_rotate_at_once_one_is_told(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have found the old secret; then both would be given a new one."""
+    old = store.create(wanted())[0]
+    won, secret = store.rotate(old.key.id)
+    assert won == store.find(old.key.id)
+    number = store.change_number()
+    found = [old, won]
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "find", lambda name: found.pop(0))
+        with pytest.raises(BadRequest, match=f"{old.key.id} was rotated by somebody else"):
+            store.rotate(old.key.id)
+    assert store.change_number() == number
+    assert authenticate(store, secret) == won.key
+
+
 @pytest.mark.parametrize("state", ["revoked", "expired"])
 def test_what_is_not_active_cannot_be_rotated(store: KeyStore, state: str) -> None:
     key_id = store.create(wanted())[0].key.id

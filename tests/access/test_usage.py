@@ -208,6 +208,37 @@ async def test_a_full_database(
     assert "900 requests were never written" in caplog.text
 
 
+async def test_whatever_goes_wrong_the_recorder_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not only errors of SQLAlchemy."""
+    monkeypatch.setattr("tenuto.access.usage.MAX_KEPT", 2)
+    refused = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def refuse(*_: Any) -> None:
+        loop.call_soon_threadsafe(refused.set)
+        raise OSError("a-model")
+
+    engine.dispose()
+    event.listen(engine, "connect", refuse)
+    recorder = Recorder(engine, flush_s=0.001)
+    for number in range(5):
+        recorder.add(a_row(prompt_tokens=number))
+    running = asyncio.create_task(recorder.run())
+    async with asyncio.timeout(10):
+        await refused.wait()
+    await asyncio.to_thread(recorder.flush)
+    event.remove(engine, "connect", refuse)
+    await until(2, engine)
+    assert not running.done()
+    await recorder.close()
+    await running
+    assert [row.prompt_tokens for row in stored(engine)] == [3, 4]
+    assert "kept in memory: OSError" in caplog.text
+    assert "a-model" not in caplog.text
+
+
 def test_nothing_of_a_row_is_logged(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder(engine)
     recorder.add(a_row(key_id=None, model="a-model"))

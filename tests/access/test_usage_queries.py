@@ -122,12 +122,12 @@ def test_tokens_of_the_month(engine: Engine) -> None:
             a_row(at=JANUARY_31, key_id="k1", **noon),
             a_row(at=JANUARY_31 + DAY_S - 0.001, key_id="k1", model="m2", **noon),
             a_row(at=JANUARY_31 + DAY_S, key_id="k1", prompt_tokens=1),
-            a_row(at=JANUARY_31 + 28 * DAY_S, key_id="k2", completion_tokens=2),
+            a_row(at=JANUARY_31 + 28 * DAY_S, key_id="k2", generated_tokens=2),
             a_row(at=JANUARY_31 - 30 * DAY_S, key_id="k3", prompt_tokens=5),
             a_row(at=JANUARY_31 - 31 * DAY_S, key_id="k3", prompt_tokens=6),
         ],
     )
-    assert tokens_this_month(engine, JANUARY_31 + DAY_S - 1) == {"k1": 14, "k3": 5}
+    assert tokens_this_month(engine, JANUARY_31 + DAY_S - 1) == {"k1": 206, "k3": 5}
     assert tokens_this_month(engine, JANUARY_31 + DAY_S) == {"k1": 1, "k2": 2}
     assert tokens_this_month(engine, JANUARY_31 + 60 * DAY_S) == {}
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -105,6 +107,32 @@ async def test_a_change_of_this_process_is_in_force_at_once(store: KeyStore) -> 
     secret = store.create(NewKey())[1]
     await watcher.refresh()
     assert is_known(keys, secret)
+
+
+async def test_it_does_not_wait_for_other_threads(store: KeyStore) -> None:
+    """Models may load in all of the event loop's own."""
+    keys = Keys()
+    secret = store.create(NewKey())[1]
+    loop, free = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    load = loop.run_in_executor(None, free.wait, 30)
+    try:
+        async with asyncio.timeout(10):
+            await KeyWatcher(store, keys).refresh()
+        assert is_known(keys, secret)
+    finally:
+        free.set()
+        await load
+
+
+async def test_its_thread_ends_with_it(store: KeyStore) -> None:
+    watcher = KeyWatcher(store, Keys())
+    task = asyncio.create_task(watcher.run())
+    await watcher.refresh()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        await watcher.refresh()
 
 
 async def test_a_failing_database_is_said_once_and_survived(

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from tenuto.access.keys import Keys
 from tenuto.access.schema import usage
 from tests.conftest import MODEL, Running, Setup, served
+from tests.engines import FaultyBackend, StepwiseBackend, StepwiseEngine
 from tests.sse import chat_body, connected, request_bytes
 
 SECRET = "my-secret-prompt"
@@ -74,11 +75,58 @@ def test_a_client_that_leaves(metered: Running) -> None:
     metered.call(engine.go.clear)
     body = request_bytes("/v1/completions", {"model": MODEL, "prompt": "Hi", "stream": True})
     with connected(metered.url) as client:
-        client.sendall(body.replace(b"\r\n", b"\r\nauthorization: Bearer sk-user\r\n", 1))
+        client.sendall(with_bearer(body))
         metered.wait(engine.started)
     metered.left()
     (row,) = written(metered)
     assert (row["status"], row["endpoint"]) == (499, "completions")
+    assert (row["prompt_tokens"], row["generated_tokens"]) == (2, 0)
+
+
+def test_a_client_that_leaves_before_the_whole_answer(tmp_path: Path) -> None:
+    """One of two prompts has its answer by then: that was generated, and not returned."""
+    backend = StepwiseBackend(allowed=1)
+    setup = Setup(keys=Keys(["sk-user"]), state_dir=tmp_path / "state", backend=backend)
+    with served(tmp_path, setup) as server:
+        engine = server.engine()
+        assert isinstance(engine, StepwiseEngine)
+        body = {"model": MODEL, "prompt": ["Hi", "you"], "max_tokens": 7}
+        with connected(server.url) as client:
+            client.sendall(with_bearer(request_bytes("/v1/completions", body)))
+            server.until(lambda: engine.handed == 1)
+        server.left()
+        (row,) = written(server)
+    assert (row["status"], row["prompt_tokens"]) == (499, 5)
+    assert (row["completion_tokens"], row["generated_tokens"]) == (0, 7)
+
+
+def test_an_engine_that_breaks_before_the_whole_answer(tmp_path: Path) -> None:
+    setup = Setup(keys=Keys(["sk-user"]), state_dir=tmp_path / "state", backend=FaultyBackend())
+    with served(tmp_path, setup) as server:
+        server.client.headers.update(BEARER)
+        assert server.complete("Hi", max_tokens=7).status_code == 500
+        server.left()
+        (row,) = written(server)
+    assert (row["prompt_tokens"], row["generated_tokens"]) == (2, 7)
+
+
+def test_embeddings_that_nobody_waits_for(tmp_path: Path) -> None:
+    models = [{"id": MODEL, "task": "embed"}]
+    setup = Setup(models=models, keys=Keys(["sk-user"]), state_dir=tmp_path / "state")
+    with served(tmp_path, setup) as server:
+        engine = server.engine()
+        server.call(engine.go.clear)
+        body = {"model": MODEL, "input": "Hi"}
+        with connected(server.url) as client:
+            client.sendall(with_bearer(request_bytes("/v1/embeddings", body)))
+            server.wait(engine.started)
+        server.left()
+        (row,) = written(server)
+    assert (row["status"], row["prompt_tokens"], row["generated_tokens"]) == (499, 2, 0)
+
+
+def with_bearer(request: bytes) -> bytes:
+    return request.replace(b"\r\n", b"\r\nauthorization: Bearer sk-user\r\n", 1)
 
 
 def test_the_owner_sees_it(metered: Running) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tenuto.access.keys import Keys
 from tenuto.access.new_key import NewKey
+from tenuto.errors import Unavailable
 from tests.conftest import MODEL, Running, Serve, Setup, make_adapter, served
 
 ADMIN = "sk-admin"
@@ -136,6 +137,30 @@ def test_stored_keys_are_in_force_before_the_first_request(serve: Serve, tmp_pat
     secret = tenuto("create", state=tmp_path / "state")
     server = serve(state_dir=tmp_path / "state", eager=())
     assert (status(server, None), status(server, secret)) == (401, 200)
+
+
+def test_a_new_secret_is_answered_whatever_comes_after(
+    serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody could read it again."""
+    server = serve(keys=Keys(admin=[ADMIN]), state_dir=tmp_path / "state", eager=())
+    watcher = server.services.key_watcher
+    assert watcher
+    known = create(server)["id"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(watcher, "look", unreadable)
+        row = create(server)
+        rotated = ask(server, "POST", f"/admin/keys/{known}/rotate")
+        # It is not in force, and may be asked for again.
+        assert ask(server, "DELETE", f"/admin/keys/{known}").status_code == 503
+    assert caplog.text.count("a key has changed, and is not in force yet: Unavailable") == 2
+    becomes(server, row["secret"], 200)
+    assert rotated.status_code == 200
+    becomes(server, rotated.json()["secret"], 401)
+
+
+def unreadable() -> None:
+    raise Unavailable("The state database cannot be used.")
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)

@@ -1,7 +1,10 @@
 """Engine processes: their environment, and what is left of one that failed."""
 
+import asyncio
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -134,3 +137,76 @@ def tell(seconds: float) -> None:
     """A step of a start, in the engine's process."""
     phases.here["weights"] = seconds
     phases.tell(phases.here)
+
+
+class Start:
+    """One that fails when its process ends, or goes on without one until `end`."""
+
+    def __init__(self, context: EngineContext) -> None:
+        self.context = context
+        self.begun, self.end = threading.Event(), threading.Event()
+        self.closed: list[str] = []
+
+    def with_process(self) -> str:
+        process = self.context.Process(target=signal.pause, name="engine", kwargs={})
+        process.start()
+        self.begun.set()
+        process.join(60)
+        raise RuntimeError("the process has ended")
+
+    def without_process(self) -> str:
+        self.begun.set()
+        self.end.wait(30)
+        return "engine"
+
+    def with_late_process(self) -> str:
+        self.without_process()
+        return self.with_process()
+
+    async def close(self, made: str) -> None:
+        self.closed.append(made)
+
+    async def cancelled(self, start: Callable[[], str]) -> None:
+        starting = asyncio.create_task(self.context.in_thread(start, self.close))
+        await asyncio.to_thread(self.begun.wait, 30)
+        starting.cancel()
+        await asyncio.sleep(0)
+        self.end.set()
+        async with asyncio.timeout(30):
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+
+
+async def test_a_start_that_is_cancelled_ends_at_once() -> None:
+    context = EngineContext()
+    start = Start(context)
+    await start.cancelled(start.with_process)
+    assert context.process is not None
+    assert context.process.exitcode == -signal.SIGKILL
+    assert start.closed == []
+
+
+async def test_a_start_that_is_cancelled_makes_no_process_any_more() -> None:
+    context = EngineContext()
+    start = Start(context)
+    await start.cancelled(start.with_late_process)
+    assert context.process is None
+    # The next one may.
+    start = Start(context)
+    await start.cancelled(start.with_process)
+    assert context.process is not None
+
+
+async def test_what_a_cancelled_start_returns_is_closed() -> None:
+    """And the engine that was started before is left alone."""
+    context = EngineContext()
+    other = context.Process(target=signal.pause, name="engine", kwargs={})
+    other.start()
+    start = Start(context)
+    await start.cancelled(start.without_process)
+    assert start.closed == ["engine"]
+    assert other.is_alive()
+    other.kill()
+    other.join(30)
+    assert await context.in_thread(lambda: "engine", start.close) == "engine"
+    assert start.closed == ["engine"]

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Engine, func, select
@@ -85,15 +85,22 @@ class KeyStore:
         return self.find(stored.key.id)
 
     def rotate(self, name: str) -> tuple[StoredKey, str]:
-        """The same key with a new secret. Errors: `BadRequest` for one that is not active."""
+        """The same key with a new secret. Errors: `BadRequest` for one that is not active, or that
+        somebody else has rotated meanwhile: of two secrets only one can be valid."""
         stored, secret = self.find(name), _new_secret()
-        if stored.key.is_expired or not self._change_valid(stored, _of_secret(secret)):
-            stored = self.find(stored.key.id)
-            raise BadRequest(
-                f"{stored.key.id} is {stored.state}; only an active key can be rotated.",
-                param="key",
-            )
-        return self.find(stored.key.id), secret
+        new = _of_secret(secret)
+        if stored.key.is_expired or not self._change_valid(stored, new, same_secret=True):
+            raise self._not_rotated(self.find(stored.key.id))
+        # Not read again: that may fail, and nobody would have the secret.
+        return replace(
+            stored, key=replace(stored.key, digest=new["digest"]), prefix=new["prefix"]
+        ), secret
+
+    def _not_rotated(self, stored: StoredKey) -> BadRequest:
+        problem = f"{stored.key.id} is {stored.state}; only an active key can be rotated."
+        if stored.state == "active":
+            problem = f"{stored.key.id} was rotated by somebody else just now; that secret counts."
+        return BadRequest(problem, param="key")
 
     def valid_keys(self) -> list[Key]:
         """Those that are not revoked; each knows by itself when it has expired."""
@@ -109,9 +116,13 @@ class KeyStore:
             number: int = connection.execute(select(changes.c.number)).scalar_one()
             return number
 
-    def _change_valid(self, stored: StoredKey, values: dict[str, Any]) -> bool:
-        """False when somebody has revoked it."""
+    def _change_valid(
+        self, stored: StoredKey, values: dict[str, Any], *, same_secret: bool = False
+    ) -> bool:
+        """False when somebody has revoked it, or given it another secret."""
         is_valid = (keys.c.id == stored.key.id) & keys.c.revoked_at.is_(None)
+        if same_secret:
+            is_valid &= keys.c.digest == stored.key.digest
         with transaction(self.engine) as connection:
             changed = connection.execute(keys.update().where(is_valid).values(values)).rowcount
             if changed:

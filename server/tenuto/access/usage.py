@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import msgspec
 from sqlalchemy import Connection, CursorResult, Engine, bindparam, delete, insert, select, update
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from tenuto.access.schema import usage, usage_by_day
 
@@ -101,7 +101,8 @@ class Recorder:
             try:
                 self._write()
                 self._expire()
-            except SQLAlchemyError as error:
+            # Whatever it is: without the recorder the rows would gather without bound.
+            except Exception as error:
                 self._keep(error)
             else:
                 self._recovered()
@@ -121,7 +122,7 @@ class Recorder:
         if deleted < BATCH:
             self._expiry_due_at = time.monotonic() + EXPIRY_EVERY_S
 
-    def _keep(self, error: SQLAlchemyError) -> None:
+    def _keep(self, error: Exception) -> None:
         excess = max(0, len(self._kept) - MAX_KEPT)
         del self._kept[:excess]
         self._dropped += excess

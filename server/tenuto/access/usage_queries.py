@@ -58,12 +58,12 @@ def as_csv(by: Collection[str], rows: Iterable[Row]) -> str:
 
 
 def tokens_this_month(engine: Engine, now: float) -> dict[str, int]:
-    """Tokens of prompts and completions by key id, in the month (UTC) of `now`, in seconds since
-    1970; a key that was not used in it is absent."""
+    """Tokens of prompts and of all candidates by key id, as limits count them, in the month (UTC)
+    of `now`, in seconds since 1970; a key that was not used in it is absent."""
     month = datetime.fromtimestamp(now, UTC).strftime("%Y-%m")
     key_id, day = usage_by_day.c.key_id, usage_by_day.c.day
     query = (
-        select(key_id, _sum("prompt_tokens") + _sum("completion_tokens"))
+        select(key_id, _sum("prompt_tokens") + _sum("generated_tokens"))
         .where(day >= f"{month}-01", day <= f"{month}-31")
         .group_by(key_id)
     )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from tenuto.access.key_store import KeyStore
 from tenuto.access.keys import Keys
@@ -14,13 +15,15 @@ INTERVAL_S = 0.5
 
 
 class KeyWatcher:
-    """Puts the keys of `store` into `keys`."""
+    """Puts the keys of `store` into `keys`, in a thread of its own."""
 
     def __init__(self, store: KeyStore, keys: Keys) -> None:
         self.store, self.keys = store, keys
         self._seen: int | None = None
         # Whoever has read last must not be overtaken by one who has read before.
         self._lock = threading.Lock()
+        # Not the event loop's threads: a revoked key would work for as long as models load there.
+        self._thread = ThreadPoolExecutor(1, "keys")
 
     def look(self) -> None:
         """Errors: `Unavailable`."""
@@ -33,10 +36,17 @@ class KeyWatcher:
 
     async def refresh(self) -> None:
         """A change before this call is in force when it returns. Errors: `Unavailable`."""
-        await asyncio.to_thread(self.look)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self.look)
 
     async def run(self) -> None:
-        """Until it is cancelled. While the database does not answer, the known keys stay."""
+        """Until it is cancelled, which is the watcher's end. While the database does not answer,
+        the known keys stay."""
+        try:
+            await self._watch()
+        finally:
+            self._thread.shutdown(wait=False)
+
+    async def _watch(self) -> None:
         failing = False
         while True:
             await asyncio.sleep(INTERVAL_S)

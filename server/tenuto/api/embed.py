@@ -54,8 +54,8 @@ class EmbeddingRoutes:
         vectors = await again_once(
             lambda: self._embedded(entry, rendered, wire.dimensions, exchange)
         )
-        exchange.tally = Tally.of(rendered)
-        return json_response(embedding_answer(wire, vectors, exchange.tally), ignored_header(wire))
+        answer = embedding_answer(wire, vectors, Tally.of(rendered))
+        return json_response(answer, ignored_header(wire))
 
     async def _embedded(
         self,

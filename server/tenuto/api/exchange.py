@@ -13,6 +13,7 @@ from starlette.types import Scope
 from tenuto.access.keys import Key
 from tenuto.access.limits import Admission
 from tenuto.engine.types import Prompt
+from tenuto.generation.fold import Folded
 from tenuto.generation.usage import Tally
 from tenuto.models.waiting import Asker
 
@@ -25,9 +26,10 @@ SCOPE_KEY = "tenuto.exchange"
 
 @dataclass
 class Exchange:
-    """`is_metered`: its use is written down. `generated_tokens` are those of all candidates, where
-    not every one is returned. `ended`: the answer's last byte was handed over; else the client
-    left: a 499. `patience_s` is how long the client waits in silence, as far as it says."""
+    """`is_metered`: its use is written down. `tally` is there once the prompt is charged.
+    `folded` are the candidates so far, where they are not answered as they come. `ended`: the
+    answer's last byte was handed over; else the client left: a 499. `patience_s` is how long the
+    client waits in silence, as far as it says."""
 
     request_id: str
     patience_s: float = math.inf
@@ -36,7 +38,7 @@ class Exchange:
     is_metered: bool = False
     model: str = ""
     tally: Tally | None = None
-    generated_tokens: int | None = None
+    folded: Folded | None = None
     first_token_s: float | None = None
     status: int = 0
     started: bool = False
@@ -44,8 +46,10 @@ class Exchange:
 
     def charge(self, prompts: Sequence[Prompt]) -> None:
         """Errors: `RateLimited`."""
+        tally = Tally.of(prompts)
         if self.admission is not None:
-            self.admission.charge(sum(len(prompt.token_ids) for prompt in prompts))
+            self.admission.charge(tally.prompt_tokens)
+        self.tally = tally
 
     def release(self) -> None:
         """What the request used is known, and its place free, however it ended."""
@@ -55,8 +59,8 @@ class Exchange:
     @property
     def all_tokens(self) -> int:
         """Completion tokens of all candidates."""
-        if self.generated_tokens is not None:
-            return self.generated_tokens
+        if self.folded is not None:
+            return self.folded.num_tokens
         return self.tally.completion_tokens if self.tally is not None else 0
 
     def asker(self, priority: int = 0) -> Asker:

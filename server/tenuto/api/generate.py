@@ -60,7 +60,6 @@ class GenerationRoutes:
         if job.plan.stream:
             return await self._stream(job, head, exchange, headers)
         folded = await again_once(lambda: self._fold(job, exchange))
-        exchange.generated_tokens = folded.num_tokens
         answer, exchange.tally = endpoint.answer(head, folded, job.prompts, job.plan)
         return json_response(answer, headers)
 
@@ -98,9 +97,10 @@ class GenerationRoutes:
 
     async def _fold(self, job: "_Job", exchange: Exchange) -> Folded:
         generation, lease = await self._start(job, exchange)
+        exchange.folded = Folded()
         async with generation:
             with lease.watched():
-                return await fold(generation)
+                return await fold(generation, exchange.folded)
 
     async def _stream(
         self, job: "_Job", head: Head, exchange: Exchange, headers: dict[str, str]
@@ -122,7 +122,6 @@ class GenerationRoutes:
             generation, _ = await again_once(lambda: self._start(job, exchange))
             return generation
         folded = await again_once(lambda: self._fold(job, exchange))
-        exchange.generated_tokens = folded.num_tokens
         return Replay(step_of(returned(folded, job.prompts, job.plan), folded, job.plan))
 
 

@@ -4,6 +4,7 @@ Never forked from the serving process: such an engine would inherit its listener
 socket. Must be usable before vLLM is imported, so it imports nothing of it.
 """
 
+import asyncio
 import logging
 import multiprocessing
 import os
@@ -11,12 +12,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from typing import Any
+from typing import Any, TypeVar
 
 from tenuto.engine import phases
 
@@ -30,6 +32,9 @@ CONTENT_LOGGERS = (
     "vllm.v1.structured_output.utils",
 )
 START_FAILURE = "EngineCore failed to start."
+# Between two looks for a process to kill: it may be made after the first.
+KILL_EVERY_S = 0.1
+T = TypeVar("T")
 # CUDA reads it when a process uses a GPU for the first time.
 DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 # vLLM reads these when it is imported, here and in the fork server.
@@ -89,6 +94,7 @@ class EngineContext(ForkServerContext):
     """Given to vLLM in place of its own multiprocessing context.
 
     `devices` are the GPUs of the next process, as the server counts them; all when there are none.
+    `process` is that of the start that runs, or of the last one.
     """
 
     def __init__(self) -> None:
@@ -97,6 +103,7 @@ class EngineContext(ForkServerContext):
         self.process: EngineProcess | None = None
         self._pipe: Connection | None = None
         self._said: dict[str, Any] = {}
+        self._given_up = False
 
     def start_server(self) -> None:
         """Starts the fork server; its imports go on in the background."""
@@ -112,11 +119,35 @@ class EngineContext(ForkServerContext):
         name: str,
         kwargs: Mapping[str, Any],
     ) -> EngineProcess:
+        if self._given_up:
+            raise RuntimeError("the start was given up")
         self._said = {}
         self._pipe, child = multiprocessing.Pipe(duplex=False)
         devices = _visible(self.devices)
         self.process = EngineProcess(child, devices, target=target, name=name, kwargs=kwargs)
         return self.process
+
+    async def in_thread(self, start: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> T:
+        """What `start` returns, one at a time. When it is cancelled its process is killed, so that
+        it ends at once; what it may still return is closed."""
+        self.process, self._given_up = None, False
+        starting = asyncio.get_running_loop().run_in_executor(None, start)
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._given_up = True
+            while not starting.done():
+                self._kill()
+                await asyncio.wait({starting}, timeout=KILL_EVERY_S)
+            if starting.exception() is None:
+                await close(starting.result())
+            raise
+
+    def _kill(self) -> None:
+        # Whoever has made it may have closed it.
+        with suppress(ValueError):
+            if self.process is not None and self.process.is_alive():
+                self.process.kill()
 
     def cause(self) -> str | None:
         """Why the last process failed, in one line; None when it said nothing."""

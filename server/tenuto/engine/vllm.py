@@ -51,7 +51,9 @@ class VllmBackend:
         phases = Phases()
         # One at a time: vLLM measures memory while it starts, and the context knows one process.
         async with self._starting:
-            engine = await asyncio.to_thread(self._start, spec, phases)
+            engine = await self._context.in_thread(
+                lambda: self._start(spec, phases), close=lambda made: made.close(0)
+            )
         try:
             with phases.timed("LoRAs"), _named(spec, "cannot load its LoRAs"):
                 await engine.load_loras()

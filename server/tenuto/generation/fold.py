@@ -50,8 +50,9 @@ class Folded:
             self.choices.setdefault(delta.index, Choice(delta.index)).add(delta)
 
 
-async def fold(steps: AsyncIterable[Step]) -> Folded:
-    folded = Folded()
+async def fold(steps: AsyncIterable[Step], into: Folded | None = None) -> Folded:
+    """`into` has what there is so far, also when it ends early."""
+    folded = Folded() if into is None else into
     async for step in steps:
         folded.add(step)
     return folded
