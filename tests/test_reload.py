@@ -40,6 +40,12 @@ def states(reloader: Reloader) -> dict[str, str]:
     return {name: slot.state for name, slot in reloader.pool.slots.items()}
 
 
+@pytest.fixture(autouse=True)
+def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a watch waits for its last look."""
+    monkeypatch.setattr("tenuto.reload.LOOK_EVERY_MS", 50)
+
+
 EAGER = {"load": "eager"}
 
 

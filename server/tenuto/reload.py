@@ -15,7 +15,7 @@ from tenuto.models.registry import Registry, load_registry
 
 logger = logging.getLogger(__name__)
 # Nothing else sees a change of a link on the way, one just before a watch, or one from afar.
-LOOK_EVERY_MS = 5_000
+LOOK_EVERY_MS = 1_000
 
 
 @dataclass

@@ -59,6 +59,7 @@ def test_every_case_has_its_fault() -> None:
     assert [case.id for case in all_cases() if case.id not in covered] == []
 
 
+@pytest.mark.conformance
 def test_without_a_fault_every_case_passes() -> None:
     with faulty_server() as url:
         report = report_of(url)
