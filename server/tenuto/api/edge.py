@@ -91,17 +91,16 @@ class Edge:
             return
         if self._services.gate.draining:
             raise Unavailable("The server is shutting down. Please retry.")
-        is_near = _is_near(scope)
-        if scope["path"] == "/metrics" and is_near:
+        if scope["path"] == "/metrics" and _is_near(scope):
             return
         exchange.key = self._services.keys.authenticate(_authorization(scope))
         if scope["path"].startswith(ADMIN_PREFIX):
-            self._require_owner(exchange.key, is_near=is_near)
+            self._require_owner(exchange.key, scope)
 
-    def _require_owner(self, key: Key | None, *, is_near: bool) -> None:
+    def _require_owner(self, key: Key | None, scope: Scope) -> None:
         if key is None or key.role != "admin":
             raise NotAdmin("This route needs an admin key.", param="key")
-        if not (is_near or self._services.admin_remote):
+        if not (self._services.admin_remote or _is_near(scope)):
             raise NotAdmin("This route is off for other hosts (TENUTO_ADMIN_REMOTE).")
 
     async def _told(self, error: ApiError, scope: Scope) -> ApiError:

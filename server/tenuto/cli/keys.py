@@ -1,16 +1,15 @@
 """`tenuto keys`: who may use this server, and how much of it. A secret is printed once, alone."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tenuto.cli.printing import print_table
 from tenuto.cli.serve import settings_from
 from tenuto.errors import ApiError, ConfigError
 
@@ -84,7 +83,7 @@ def list_keys(as_json: JsonOption = False) -> None:
     table = Table(*COLUMNS.values(), box=None)
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in COLUMNS))
-    _print(table)
+    print_table(table)
 
 
 @app.command("show")
@@ -98,7 +97,7 @@ def show_key(name: NameArgument, as_json: JsonOption = False) -> None:
     table = Table(box=None, show_header=False)
     for field, value in row.items():
         table.add_row(field, _cell(value))
-    _print(table)
+    print_table(table)
 
 
 @app.command("revoke")
@@ -158,7 +157,3 @@ def _cell(value: str | int | Sequence[str] | None) -> str:
     if value is None:
         return ""
     return escape(str(value) if isinstance(value, str | int) else " ".join(value))
-
-
-def _print(table: Table) -> None:
-    Console(width=None if os.isatty(1) else 200).print(table)

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tenuto.cli.plan import plan
-from tenuto.cli.serve import registry_path, settings_from
+from tenuto.cli.printing import print_table
+from tenuto.cli.serve import registry_path, settings_at
 from tenuto.cli.warm import warm
 from tenuto.errors import CheckpointError, ConfigError
 from tenuto.models.checkpoint import is_directory_source
@@ -57,7 +57,7 @@ def list_models(
             target.license or "",
             target.source_id,
         )
-    _print(table)
+    print_table(table)
 
 
 def _fits(entry: Entry, devices: Sequence[Device]) -> str:
@@ -121,7 +121,7 @@ def verify_model(
     for finding in found:
         verdict = "problem" if isinstance(finding, Problem) else "ok"
         table.add_row(finding.check, verdict, escape(finding.detail))
-    _print(table)
+    print_table(table)
     if any(isinstance(finding, Problem) for finding in found):
         raise typer.Exit(1)
 
@@ -178,9 +178,5 @@ def _size(directory: Path) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def _print(table: Table) -> None:
-    Console(width=None if os.isatty(1) else 200).print(table)
-
-
 def _registry(path: Path | None) -> Registry:
-    return load_registry(registry_path(settings_from({"registry": path} if path else {})))
+    return load_registry(registry_path(settings_at(path)))

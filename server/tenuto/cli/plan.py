@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tenuto.cli.serve import registry_path, settings_from
+from tenuto.cli.printing import PIPE_COLUMNS
+from tenuto.cli.serve import registry_path, settings_at
 from tenuto.errors import CheckpointError, ConfigError
 from tenuto.models.devices import devices_of, installed_devices, sleep_bytes_of
 from tenuto.models.planner import (
@@ -38,7 +39,7 @@ def plan(
     ] = None,
 ) -> None:
     """Show which models fit on the GPUs, alone and together, and what would make others fit."""
-    found = load_registry(registry_path(settings_from({"registry": registry} if registry else {})))
+    found = load_registry(registry_path(settings_at(registry)))
     host = Host(_devices(gpu), sleep_bytes_of(host_memory, "--host-memory"))
     needs: dict[str, Need] = {}
     unknown: dict[str, str] = {}
@@ -47,7 +48,7 @@ def plan(
             needs[entry.id] = need_of(entry)
         except CheckpointError as error:
             unknown[entry.id] = _why_unknown(entry, error)
-    console = Console(width=None if os.isatty(1) else 200, markup=False, highlight=False)
+    console = Console(width=None if os.isatty(1) else PIPE_COLUMNS, markup=False, highlight=False)
     _print(console, host, list(needs.values()), unknown)
 
 

@@ -63,6 +63,11 @@ def settings_from(given: dict[str, Any]) -> Settings:
         raise ConfigError(f"settings: {error}: not valid JSON") from None
 
 
+def settings_at(registry: Path | None) -> Settings:
+    """With another registry, where one is named. Errors: `ConfigError`."""
+    return settings_from({"registry": registry} if registry else {})
+
+
 def with_stored(keys: Keys, state_dir: Path) -> "KeyWatcher":
     """`keys` then has the stored ones as well. Errors: `ConfigError`."""
     # Imported late: the other commands start faster without the database.

@@ -1,16 +1,15 @@
 """`tenuto usage`: what was asked of the models, by key, model and day."""
 
 import json
-import os
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tenuto.cli.printing import print_table
 from tenuto.cli.serve import settings_from
 from tenuto.errors import ConfigError
 
@@ -60,7 +59,7 @@ def _print(columns: list[str], rows: list[dict[str, Any]]) -> None:
         table.add_column(name.replace("_", " "), justify="right" if is_number else "left")
     for row in rows:
         table.add_row(*(_cell(name, row[name]) for name in columns))
-    Console(width=None if os.isatty(1) else 200).print(table)
+    print_table(table)
 
 
 def _cell(name: str, value: Any) -> str:

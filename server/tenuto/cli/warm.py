@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tenuto.cli.serve import registry_path, settings_from
+from tenuto.cli.serve import registry_path, settings_at
 from tenuto.engine.base import Backend
 from tenuto.engine.phases import Phases
 from tenuto.engine.types import EngineSpec
@@ -39,7 +39,7 @@ def warm(
     from tenuto.engine.lazy import LazyVllm
     from tenuto.wiring import room_of
 
-    settings = settings_from({"registry": registry} if registry else {})
+    settings = settings_at(registry)
     known = load_registry(registry_path(settings), engine_argument_names())
     entries, room, console = _chosen(known, models), room_of(settings), Console(highlight=False)
     room.plan(known.present())

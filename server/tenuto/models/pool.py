@@ -80,7 +80,7 @@ class Pool:
         it loaded again."""
         slot = self.slots[model_id]
         slot.wanted = False
-        if slot.engine is not None or slot.state == "loading":
+        if slot.has_process():
             slot.dismissed = None if slot.state == to else to
         self._wake()
 
@@ -121,7 +121,7 @@ class Pool:
 
     def is_ready(self, entry: Entry) -> bool:
         slot = self.slots.get(entry.id)
-        return slot is not None and slot.state == "ready" and not slot.held
+        return slot is not None and slot.is_open()
 
     def failed_wakes(self) -> dict[str, int]:
         """How often each model answered otherwise after its sleep than before."""
@@ -161,7 +161,7 @@ class Pool:
     def _replace(self, slot: Slot, entry: Entry | None) -> None:
         slot.refuse(_changed(slot.entry))
         slot.is_removed = entry is None
-        slot.is_stale = slot.engine is not None or slot.state == "loading"
+        slot.is_stale = slot.has_process()
         slot.wanted = entry is not None and slot.is_stale
         if entry is not None:
             slot.entry, slot.prompts = entry, None
@@ -235,9 +235,8 @@ class Pool:
         return decision.again_at
 
     def _drop_removed(self) -> None:
-        removed = [name for name, slot in self.slots.items() if slot.is_removed]
-        for model_id in removed:
-            if self.slots[model_id].state in ("cold", "failed") and not self.slots[model_id].engine:
+        for model_id, slot in list(self.slots.items()):
+            if slot.is_removed and not slot.has_process():
                 del self.slots[model_id]
 
     def _decide(self) -> Decision:

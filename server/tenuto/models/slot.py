@@ -59,10 +59,17 @@ class Slot:
             return None
         return self.prompts.result().facts
 
+    def has_process(self) -> bool:
+        """An engine, or one that is being started."""
+        return self.engine is not None or self.state == "loading"
+
+    def is_open(self) -> bool:
+        """Ready, and not about to go."""
+        return self.state == "ready" and not (self.held or self.is_lost or self.is_stale)
+
     def granted(self, sequences: int) -> Engine | None:
         """The engine, when it takes so many more; a request that alone is too large runs alone."""
-        goes = self.held or self.is_lost or self.is_stale
-        if self.engine is None or self.state != "ready" or goes:
+        if self.engine is None or not self.is_open():
             return None
         has_room = self.sequences + sequences <= self.engine.capacity
         return self.engine if has_room or self.sequences == 0 else None

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -179,8 +178,8 @@ class Transitions:
         if was_asleep:
             slot.state = "cold"
             return
+        slot.wanted = not goes
         self._back_off(slot, "its engine process ended")
-        slot.wanted = slot.state == "failed" and slot.retry_at < math.inf and not goes
 
     def _garbled(self, slot: Slot) -> None:
         """A wake that left other weights behind than the load did."""
