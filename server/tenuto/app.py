@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from tenuto.api.admin import AdminRoutes
 from tenuto.api.admin_keys import KeyRoutes
@@ -52,11 +54,12 @@ def build_app(
     )
     app.add_exception_handler(ApiError, _render)
     app.add_exception_handler(HTTPException, _render_http)
-    app.add_middleware(Edge, services=services)
-    if cors_origins:
-        _allow_origins(app, cors_origins)
     _add_routes(app, services)
     describe(app, services.bounds)
+    # In place of Starlette's own order: its outermost layer would handle each piece of a stream.
+    app.middleware_stack = Edge(app.build_middleware_stack(), services, _fixed_routes(app))
+    if cors_origins:
+        app.middleware_stack = _allowing(cors_origins, app.middleware_stack)
     return app
 
 
@@ -112,9 +115,16 @@ def _add(app: FastAPI, method: str, path: str, handler: Handler, body: str | Non
     )
 
 
-def _allow_origins(app: FastAPI, origins: list[str]) -> None:
-    app.add_middleware(
-        CORSMiddleware,
+def _fixed_routes(app: FastAPI) -> dict[tuple[str, str], APIRoute]:
+    """By method and path: of those without a parameter in their path."""
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    fixed = [route for route in routes if not route.param_convertors]
+    return {(method, route.path): route for route in fixed for method in route.methods}
+
+
+def _allowing(origins: list[str], app: ASGIApp) -> ASGIApp:
+    return CORSMiddleware(
+        app,
         allow_origins=origins,
         # Browsers refuse `*` together with credentials.
         allow_credentials="*" not in origins,
