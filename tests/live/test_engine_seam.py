@@ -3,7 +3,7 @@
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from tenuto.engine.base import Backend, Engine, Prompts
 from tenuto.engine.fake import FakeBackend
 from tenuto.engine.forkserver import EngineContext, prepare_environment
 from tenuto.engine.lazy import LazyVllm
-from tenuto.engine.types import ChatPrompt, EngineSpec, LoraSpec, Prompt, Sampling, Step
+from tenuto.engine.types import ChatPrompt, EngineSpec, LoraSpec, Prompt, Sampling, Step, Steps
 from tenuto.errors import EngineLost, EngineStartError
 from tenuto.generation.fold import Choice, Folded
 from tests.live.conftest import DEMO, MODEL
@@ -42,7 +42,7 @@ class Subject:
         async with aclosing(await self.start(question, sampling)) as steps:
             return [step async for step in steps]
 
-    async def start(self, question: str, sampling: Sampling) -> AsyncGenerator[Step, None]:
+    async def start(self, question: str, sampling: Sampling) -> Steps:
         return self.engine.generate(await self.prompt(question), sampling, uuid.uuid4().hex)
 
     async def prompt(self, question: str) -> Prompt:

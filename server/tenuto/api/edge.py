@@ -3,7 +3,7 @@
 import logging
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
@@ -160,28 +160,28 @@ def error_response(error: ApiError) -> Response:
 
 
 def _noting(send: Send, exchange: Exchange, began: float) -> Send:
-    async def noting(message: Message) -> None:
+    def noting(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
             exchange.started = True
-            message["headers"] = [
-                *message.get("headers", ()),
-                (b"x-request-id", exchange.request_id.encode()),
-                *SAFETY_HEADERS,
-            ]
-            if exchange.admission is not None:
-                limits = exchange.admission.headers().items()
-                message["headers"] += [(name.encode(), value.encode()) for name, value in limits]
-        else:
-            if exchange.first_token_s is None and message.get("body", b"").startswith(b"data:"):
-                exchange.first_token_s = time.monotonic() - began
-            if not message.get("more_body"):
-                exchange.ended = True
-                # Before the client can send its next request.
-                exchange.release()
-        await send(message)
+            message["headers"] = [*message.get("headers", ()), *_headers_of(exchange)]
+        elif not message.get("more_body"):
+            exchange.ended = True
+            # Before the client can send its next request.
+            exchange.release()
+        elif exchange.first_token_s is None and message["body"].startswith(b"data:"):
+            exchange.first_token_s = time.monotonic() - began
+        return send(message)
 
     return noting
+
+
+def _headers_of(exchange: Exchange) -> Iterator[tuple[bytes, bytes]]:
+    yield b"x-request-id", exchange.request_id.encode()
+    yield from SAFETY_HEADERS
+    if exchange.admission is not None:
+        for name, value in exchange.admission.headers().items():
+            yield name.encode(), value.encode()
 
 
 def _is_open(path: str) -> bool:

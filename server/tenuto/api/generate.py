@@ -14,8 +14,8 @@ from tenuto.api.body import ignored_header, json_response, wire_request
 from tenuto.api.exchange import Exchange, exchange_of
 from tenuto.api.retry import again_once
 from tenuto.api.services import Services, policy_of
-from tenuto.api.stream import EventStream, Replay, Steps, deferred, until_disconnect
-from tenuto.engine.types import ModelFacts, Prompt
+from tenuto.api.stream import EventStream, Replay, deferred, until_disconnect
+from tenuto.engine.types import ModelFacts, Prompt, Steps
 from tenuto.generation.answer import Head, returned
 from tenuto.generation.endpoint import CHAT, COMPLETION, Endpoint
 from tenuto.generation.fold import Folded, fold

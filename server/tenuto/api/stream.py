@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
@@ -12,13 +11,13 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tenuto.api.exchange import CLIENT_LEFT
-from tenuto.engine.types import Step
+from tenuto.engine.types import Step, Steps
 from tenuto.errors import ApiError, InternalError
 from tenuto.generation.frames import KEEP_ALIVE, Frames, error_frame
 
@@ -28,12 +27,6 @@ HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
-
-
-class Steps(Protocol):
-    def __aiter__(self) -> AsyncIterator[Step]: ...
-
-    async def aclose(self) -> None: ...
 
 
 class Replay:
@@ -108,6 +101,7 @@ class EventStream(Response):
         self._gone = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._loop = asyncio.get_running_loop()
         async with aclosing(self._steps):
             sending = asyncio.create_task(self._send_all(send))
             leaving = asyncio.create_task(self._watch(receive, send))
@@ -147,11 +141,11 @@ class EventStream(Response):
         self._sending = True
         await send({"type": "http.response.body", "body": body, "more_body": more})
         self._sending = False
-        self._last_sent_s = asyncio.get_running_loop().time()
+        self._last_sent_s = self._loop.time()
 
     async def _watch(self, receive: Receive, send: Send) -> None:
         """Returns when the client has left; meanwhile sends a comment into every long silence."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._last_sent_s = loop.time()
         while True:
             try:

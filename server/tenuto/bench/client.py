@@ -12,13 +12,12 @@ import time
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
 import msgspec
 
-CONNECT_S = 10.0
 MAX_UNREAD_BYTES, MAX_DETAIL = 16 * 2**20, 200
 # Where an event has its text; a role, a finish reason and the usage may come in others.
 TEXTS = ("content", "text", "reasoning", "reasoning_content", "tool_calls")
@@ -80,9 +79,10 @@ class Address:
 class Client:
     """Asks one question at a time over one connection, which it renews when it has to."""
 
+    _streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
     def __init__(self, address: Address, timeout_s: float) -> None:
         self._address, self._timeout_s = address, timeout_s
-        self._connection: _Connection | None = None
 
     async def ask(self, content: bytes, due: float) -> Answer:
         """Never raises for what a server does. The time allowed counts from `due`, too."""
@@ -91,120 +91,101 @@ class Client:
             if answer.sent >= due + self._timeout_s:
                 raise TimeoutError
             async with asyncio.timeout(due + self._timeout_s - answer.sent):
-                await self._exchange(self._address.request(content), answer)
+                await self._exchange(self._address.request(content), _Reply(answer))
         except TimeoutError:
             answer.failed("timeout")
         except (OSError, UnicodeError) as error:
-            answer.failed("connection", type(error).__name__)
+            answer.failed("connection", str(error))
+        except httptools.HttpParserError as error:
+            answer.failed("protocol", str(error.__context__ or error))
+        if answer.error is not None:
+            self.close()  # What is left of this answer must not reach the next request.
         answer.ended = time.monotonic()
         return answer
 
-    async def connect(self) -> "_Connection":
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Errors: OSError, of which TimeoutError is one; UnicodeError for what is no name."""
-        async with asyncio.timeout(CONNECT_S):
-            _, self._connection = await asyncio.get_running_loop().create_connection(
-                _Connection, self._address.host, self._address.port, ssl=self._address.tls
+        async with asyncio.timeout(self._timeout_s):
+            self._streams = await asyncio.open_connection(
+                self._address.host, self._address.port, ssl=self._address.tls
             )
-        return self._connection
+        return self._streams
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        if self._streams is not None:
+            self._streams[1].transport.abort()
+            self._streams = None
 
-    async def _exchange(self, request: bytes, answer: Answer) -> None:
+    async def _exchange(self, request: bytes, reply: "_Reply") -> None:
         """A server may close a kept connection just when it is used again; clients try anew."""
-        if self._connection is not None and await self._connection.exchange(request, answer):
-            return
-        if not await (await self.connect()).exchange(request, answer):
-            answer.failed("connection", "it ended before the answer did")
-
-
-class _Connection(asyncio.Protocol):
-    """What the event loop and the parser call are its methods without an underscore."""
-
-    is_open = False
-    _ended: asyncio.Future[bool] | None = None
-
-    async def exchange(self, request: bytes, answer: Answer) -> bool:
-        """Errors are put into the answer. False: nothing at all came back."""
-        if not self.is_open:
-            return False
-        self._answer, self._parser = answer, httptools.HttpResponseParser(self)
-        self._unread, self._is_stream, self._is_done, self._now = b"", False, False, 0.0
-        self._ended = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
+        is_kept = self._streams is not None
+        reader, writer = self._streams or await self.connect()
+        writer.write(request)
         try:
-            return await self._ended
-        except asyncio.CancelledError:
-            self.close()  # What is left of this answer must not reach the next request.
-            raise
-
-    def close(self) -> None:
-        self.is_open = False
-        self._transport.abort()
-
-    def _end(self, kind: str | None = None, detail: str = "") -> None:
-        if kind is not None:
-            self._answer.failed(kind, detail)
-        ended, self._ended = self._ended, None
-        if ended is not None and not ended.done():
-            ended.set_result(self._now > 0)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport, self.is_open = cast(asyncio.Transport, transport), True
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.is_open = False
-        if self._ended is not None:
-            # Without a byte of an answer it may be tried again, and is no failure yet.
-            self._end("connection" if self._now else None, "it ended before the answer did")
-
-    def data_received(self, data: bytes) -> None:
-        if self._ended is None:
-            return self.close()  # Nobody asked for it.
-        self._now = time.monotonic()
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._end("protocol", str(error.__context__ or error))
+            while not reply.is_whole:
+                reply.feed(await reader.read(2**16))
+        except ConnectionError:
+            if reply.now or not is_kept:
+                raise
             self.close()
+            await self._exchange(request, reply)
+        if not reply.is_kept_alive:
+            self.close()
+
+
+class _Reply:
+    """An answer while it arrives; what the parser calls are its methods with `on_`."""
+
+    is_whole = is_stream = is_done = False
+    unread, now = b"", 0.0
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer, self.parser = answer, httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> None:
+        if not data:
+            raise ConnectionError("it ended before the answer did")
+        self.now = time.monotonic()
+        self.parser.feed_data(data)
+
+    @property
+    def is_kept_alive(self):
+        return self.parser.should_keep_alive()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"content-type":
-            self._is_stream = value.startswith(b"text/event-stream")
+            self.is_stream = value.startswith(b"text/event-stream")
 
     def on_body(self, body: bytes) -> None:
-        self._unread += body
-        if self._is_stream:
-            *lines, self._unread = self._unread.split(b"\n")
+        self.unread += body
+        if self.is_stream:
+            *lines, self.unread = self.unread.split(b"\n")
             for line in lines:
                 if line.startswith(b"data:"):
                     self._event(line[5:].strip())
-        if len(self._unread) > MAX_UNREAD_BYTES:
+        if len(self.unread) > MAX_UNREAD_BYTES:
             raise ValueError("the answer is too large")
 
     def on_message_complete(self) -> None:
-        status = self._parser.get_status_code()
+        self.is_whole = True
+        status = self.parser.get_status_code()
         if status != 200:
-            self._end(str(status), self._unread.decode(errors="replace"))
-        elif not self._is_stream:
-            self._answer.count(msgspec.json.decode(self._unread).get("usage"))
-        elif not self._is_done:
-            self._end("incomplete", "the stream ended without [DONE]")
-        self._end()
-        if not self._parser.should_keep_alive():
-            self.close()
+            self.answer.failed(str(status), self.unread.decode(errors="replace"))
+        elif not self.is_stream:
+            self.answer.count(msgspec.json.decode(self.unread).get("usage"))
+        elif not self.is_done:
+            self.answer.failed("incomplete", "the stream ended without [DONE]")
 
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
-            self._is_done = True
+            self.is_done = True
             return
         event = msgspec.json.decode(data)
         if error := event.get("error"):
-            self._answer.failed("stream", str(error))
-        self._answer.count(event.get("usage"))
+            self.answer.failed("stream", str(error))
+        self.answer.count(event.get("usage"))
         for choice in event.get("choices") or ():
             said = choice.get("delta") or choice
             if any(said.get(name) for name in TEXTS):
-                self._answer.texts.append(self._now)
+                self.answer.texts.append(self.now)
                 return

@@ -40,37 +40,25 @@ async def run(targets: Sequence[Target], load: Load, on_progress: OnProgress) ->
             raise WarmUpFailed(f"{target.name} answers nothing: {said}")
     for number in range(load.rounds * len(targets)):
         turn, place = divmod(number, len(targets))
-        await _round(targets[place], load, turn, number, on_progress)
+        await _round(targets[place], load, turn, lambda s, d, n=number: on_progress(n + s, d))
 
 
-async def _round(
-    target: Target, load: Load, turn: int, number: int, on_progress: OnProgress
-) -> None:
+async def _round(target: Target, load: Load, turn: int, on_progress: OnProgress) -> None:
     answers: list[Answer] = []
     is_whole = False
 
     def on_answer(answer: Answer) -> None:
         answers.append(answer)
-        share = len(answers) / load.requests if load.requests else 0
-        if load.duration:
-            share = max(share, (answer.ended - answers[0].due) / load.duration)
-        on_progress(number + min(1, share), f"{target.name}: {len(answers)} answers")
+        share = load.share(len(answers), answer.ended - answers[0].due)
+        on_progress(share, f"{target.name}: {len(answers)} answers")
 
-    before, own_s = _cost(target), time.process_time()
+    before, own_s = cost_of(target.pids), time.process_time()
     try:
         await ask_all(target.address, load, turn, on_answer)
         is_whole = True
     finally:
-        own_s, after = time.process_time() - own_s, _cost(target)
+        own_s, after = time.process_time() - own_s, cost_of(target.pids)
         figures = figures_of(answers, load)
-        if before is not None and after is not None:
+        if target.pids and before is not None and after is not None:
             figures |= cost_figures(figures, after[0] - before[0], after[1])
         target.rounds.append(figures | {"generator_cpu_s": own_s, "is_whole": is_whole})
-
-
-def _cost(target: Target) -> tuple[float, int] | None:
-    """None also for a server that has ended."""
-    try:
-        return cost_of(target.pids) if target.pids else None
-    except ProcessLookupError:
-        return None

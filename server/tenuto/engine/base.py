@@ -1,6 +1,6 @@
 """The seam: what the API needs of an engine, and nothing of how vLLM offers it."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from tenuto.engine.types import (
@@ -12,7 +12,7 @@ from tenuto.engine.types import (
     Prompt,
     Sampling,
     SleepLevel,
-    Step,
+    Steps,
     TextPrompt,
 )
 
@@ -53,10 +53,8 @@ class Engine(Protocol):
         """Where the seconds of its start went, in order; phases do not overlap."""
         ...
 
-    def generate(
-        self, prompt: Prompt, sampling: Sampling, request_id: str
-    ) -> AsyncGenerator[Step, None]:
-        """Closing the iterator aborts the request in the engine."""
+    def generate(self, prompt: Prompt, sampling: Sampling, request_id: str) -> Steps:
+        """The first step gives the request to the engine, closing them aborts it there."""
         ...
 
     async def embed(self, prompt: Prompt, dimensions: int | None, request_id: str) -> list[float]:

@@ -1,7 +1,7 @@
 """What passes between the API and an engine. Knows neither HTTP nor vLLM."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -217,6 +217,16 @@ class Step(msgspec.Struct):
     cached_tokens: int = 0
     prompt_index: int = 0
     prompt_logprobs: list[TokenLogprob | None] | None = None
+
+
+class Steps(Protocol):
+    """Steps as they come. Closing it ends what makes them."""
+
+    def __aiter__(self) -> AsyncIterator[Step]: ...
+
+    def __anext__(self) -> Awaitable[Step]: ...
+
+    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

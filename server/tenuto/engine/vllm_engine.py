@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -25,8 +26,10 @@ from tenuto.engine.types import (
     Sampling,
     SleepLevel,
     Step,
+    Steps,
 )
 from tenuto.engine.verifier import Verifier
+from tenuto.engine.vllm_deltas import DeltaSteps
 from tenuto.engine.vllm_errors import constraint_errors, translated
 from tenuto.engine.vllm_params import sampling_params, step
 from tenuto.errors import EngineLost, EngineStartError
@@ -81,28 +84,54 @@ class VllmEngine:
             able = ", ".join(tasks)
             raise EngineStartError(f"model {spec.model_id}: cannot {spec.task}, but: {able}")
 
-    async def generate(
+    def generate(self, prompt: Prompt, sampling: Sampling, request_id: str) -> Steps:
+        if sampling.stream and sampling.n == 1 and not _asks_logprobs(sampling):
+            added = partial(self._added, prompt, sampling, request_id)
+            return DeltaSteps(self._llm, added, sampling)
+        return self._outputs(prompt, sampling, request_id)
+
+    async def _added(self, prompt: Prompt, sampling: Sampling, request_id: str) -> Any:
+        """vLLM's collector of the request's outputs."""
+        with translated():
+            asked = await self._request(prompt, sampling, request_id)
+            try:
+                return await self._llm.add_request(**asked)
+            except asyncio.CancelledError:
+                # It is in the engine already, perhaps.
+                await self._llm.abort(request_id)
+                raise
+
+    async def _outputs(
         self, prompt: Prompt, sampling: Sampling, request_id: str
     ) -> AsyncGenerator[Step, None]:
         with translated():
-            params = sampling_params(sampling)
-            lora = self._loras[sampling.lora] if sampling.lora else None
-            rendered: Any = tokens_input(prompt.token_ids, cache_salt=sampling.cache_salt)
-            if sampling.constraint is not None:
-                with constraint_errors(sampling.constraint.param):
-                    await self._require(sampling.constraint)
-                    rendered = await self._verified(rendered, params, request_id, lora)
-                rendered.reasoning_ended = prompt.reasoning_ended
-                kwargs = {"chat_template_kwargs": dict(prompt.template_kwargs)}
-                rendered.reasoning_parser_kwargs = kwargs
+            asked = await self._request(prompt, sampling, request_id)
+            asked["sampling_params"] = asked.pop("params")
             first = True
-            outputs = self._llm.generate(
-                rendered, params, request_id, lora_request=lora, priority=sampling.priority
-            )
-            async with aclosing(outputs):
+            async with aclosing(self._llm.generate(**asked)) as outputs:
                 async for output in outputs:
                     yield step(output, sampling, first=first)
                     first = False
+
+    async def _request(self, prompt: Prompt, sampling: Sampling, request_id: str) -> dict[str, Any]:
+        """The arguments for vLLM."""
+        params = sampling_params(sampling)
+        lora = self._loras[sampling.lora] if sampling.lora else None
+        rendered: Any = tokens_input(prompt.token_ids, cache_salt=sampling.cache_salt)
+        if sampling.constraint is not None:
+            with constraint_errors(sampling.constraint.param):
+                await self._require(sampling.constraint)
+                rendered = await self._verified(rendered, params, request_id, lora)
+            rendered.reasoning_ended = prompt.reasoning_ended
+            kwargs = {"chat_template_kwargs": dict(prompt.template_kwargs)}
+            rendered.reasoning_parser_kwargs = kwargs
+        return {
+            "request_id": request_id,
+            "prompt": rendered,
+            "params": params,
+            "lora_request": lora,
+            "priority": sampling.priority,
+        }
 
     async def embed(self, prompt: Prompt, dimensions: int | None, request_id: str) -> list[float]:
         params = PoolingParams(task="embed", dimensions=dimensions)
@@ -238,3 +267,7 @@ class VllmEngine:
         with suppress(TimeoutError):
             async with asyncio.timeout(KILLED_S):
                 await self.wait_lost()
+
+
+def _asks_logprobs(sampling: Sampling) -> bool:
+    return sampling.logprobs is not None or sampling.prompt_logprobs is not None

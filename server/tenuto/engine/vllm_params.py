@@ -62,14 +62,19 @@ def _structured(constraint: Constraint | None) -> StructuredOutputsParams | None
     return StructuredOutputsParams(**{kind: constraint.value})
 
 
-def _delta(completion: CompletionOutput, sampling: Sampling) -> Delta:
-    if completion.finish_reason == "error" and sampling.constraint is not None:
+def judge_finish(reason: str | None, sampling: Sampling) -> None:
+    """Errors: `BadRequest`, `EngineLost` for an end that nobody asked for."""
+    if reason == "error" and sampling.constraint is not None:
         raise BadRequest(
             f"{sampling.constraint.param} is too complex to be enforced.",
             param=sampling.constraint.param,
         )
-    if completion.finish_reason not in (None, "stop", "length"):
+    if reason not in (None, "stop", "length"):
         raise EngineLost
+
+
+def _delta(completion: CompletionOutput, sampling: Sampling) -> Delta:
+    judge_finish(completion.finish_reason, sampling)
     logprobs = None
     if sampling.logprobs is not None and completion.logprobs is not None:
         logprobs = [

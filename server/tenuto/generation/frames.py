@@ -1,6 +1,6 @@
 """Streamed answers: the SSE frames of both endpoints. The hot path; measure before changing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -58,9 +58,29 @@ class _Frames:
             "system_fingerprint": SYSTEM_FINGERPRINT,
         }
         self._prefix = b"data: " + _encode(fields)[:-1] + b',"choices":['
+        self._around: dict[int, tuple[bytes, bytes]] = {}
+        is_more = plan.logprobs is not None or plan.return_token_ids or plan.drop_completion
+        self._is_text_alone = not is_more
 
     def _frame(self, choice: msgspec.Struct) -> bytes:
         return self._prefix + _encode(choice) + b"]}\n\n"
+
+    def _is_plain(self, delta: Delta) -> bool:
+        """Of this delta the client gets its text, and nothing else."""
+        return self._is_text_alone and delta.finish_reason is None
+
+    def _text_frame(self, index: int, text: str) -> bytes:
+        """Most frames of a stream: all but the text is encoded once."""
+        if index not in self._around:
+            # Behind an empty text there are only nulls.
+            before, _, after = self._frame(self._empty(index)).rpartition(b'""')
+            self._around[index] = before, after
+        before, after = self._around[index]
+        return before + _encode(text) + after
+
+    def _empty(self, index: int) -> msgspec.Struct:
+        """A choice with an empty text, and nothing else."""
+        raise NotImplementedError
 
     def closing(self) -> bytes:
         if not self._plan.include_usage:
@@ -90,9 +110,19 @@ class ChatFrames(_Frames):
 
     def step(self, step: Step) -> bytes:
         self.tally.add(step)
-        return b"".join(frame for delta in step.deltas for frame in self._delta(delta))
+        return b"".join([frame for delta in step.deltas for frame in self._delta(delta)])
 
-    def _delta(self, delta: Delta) -> Iterator[bytes]:
+    def _empty(self, index: int) -> msgspec.Struct:
+        return ChatChunkChoice(index=index, delta=ChatDelta(content=""))
+
+    def _delta(self, delta: Delta) -> Iterable[bytes]:
+        if delta.index not in self._parsers:
+            self._parsers[delta.index] = answer_parser(self._plan, self._prompts[0])
+        if self._parsers[delta.index] is None and self._is_plain(delta):
+            return (self._text_frame(delta.index, delta.text),) if delta.text else ()
+        return self._any_delta(delta)
+
+    def _any_delta(self, delta: Delta) -> Iterator[bytes]:
         gained = self._gained(delta)
         logprobs = chat_logprobs(delta.logprobs, self._plan)
         if gained or logprobs or (delta.token_ids and self._plan.return_token_ids):
@@ -117,8 +147,6 @@ class ChatFrames(_Frames):
 
     def _gained(self, delta: Delta) -> ChatDelta | None:
         """What the client is told of this delta's text; None when that is nothing."""
-        if delta.index not in self._parsers:
-            self._parsers[delta.index] = answer_parser(self._plan, self._prompts[0])
         parser = self._parsers[delta.index]
         if parser is None:
             return ChatDelta(content=delta.text) if delta.text else None
@@ -155,10 +183,18 @@ class CompletionFrames(_Frames):
         if step.prompt_logprobs is not None:
             self._echoed[step.prompt_index] = step.prompt_logprobs
         return b"".join(
-            frame for delta in step.deltas for frame in self._delta(delta, step.prompt_index)
+            [frame for delta in step.deltas for frame in self._delta(delta, step.prompt_index)]
         )
 
-    def _delta(self, delta: Delta, position: int) -> Iterator[bytes]:
+    def _empty(self, index: int) -> msgspec.Struct:
+        return CompletionChoice(index=index, text="")
+
+    def _delta(self, delta: Delta, position: int) -> Iterable[bytes]:
+        if delta.index in self._offsets and self._is_plain(delta):
+            return (self._text_frame(delta.index, delta.text),) if delta.text else ()
+        return self._any_delta(delta, position)
+
+    def _any_delta(self, delta: Delta, position: int) -> Iterator[bytes]:
         if delta.index not in self._offsets:
             self._offsets[delta.index] = 0
             if self._plan.echo:

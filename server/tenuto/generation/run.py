@@ -2,13 +2,13 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
 
 from tenuto.engine.base import Engine
-from tenuto.engine.types import ModelFacts, Prompt, Sampling, Step
+from tenuto.engine.types import ModelFacts, Prompt, Sampling, Step, Steps
 from tenuto.generation.translate import Plan, fitted
 
 
@@ -21,7 +21,7 @@ class Generation:
 
     def __init__(
         self,
-        source: AsyncGenerator[Step, None],
+        source: Steps,
         prompts: Sequence[Prompt],
         on_close: Callable[[], None],
     ) -> None:
@@ -33,7 +33,7 @@ class Generation:
     async def prime(self) -> None:
         """Waits for the first step, so that a failure still has its status. Closes on failure."""
         try:
-            self._first = await anext(self._source)
+            self._first = await self._source.__anext__()
         except BaseException:
             # Whoever started it still owns what `on_close` would release.
             self._on_close = None
@@ -43,11 +43,12 @@ class Generation:
     def __aiter__(self) -> "Generation":
         return self
 
-    async def __anext__(self) -> Step:
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        return await anext(self._source)
+    def __anext__(self) -> Awaitable[Step]:
+        return self._source.__anext__() if self._first is None else self._taken(self._first)
+
+    async def _taken(self, first: Step) -> Step:
+        self._first = None
+        return first
 
     async def aclose(self) -> None:
         """Aborts in the engine, then releases: a model must not be evicted while it decodes."""
@@ -98,9 +99,7 @@ def _sampling_of(prompt: Prompt, plan: Plan, facts: ModelFacts, param: str) -> S
     return replace(sampling, skip_special_tokens=False) if prompt.keep_special_tokens else sampling
 
 
-async def merged(
-    sources: Sequence[AsyncGenerator[Step, None]], candidates: int
-) -> AsyncGenerator[Step, None]:
+async def merged(sources: Sequence[Steps], candidates: int) -> AsyncGenerator[Step, None]:
     """Steps of all sources as they come, with indices shifted to the source's choices."""
     async with AsyncExitStack() as stack:
         for source in sources:
@@ -125,5 +124,5 @@ async def merged(
             await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def _next(source: AsyncGenerator[Step, None]) -> Step | None:
+async def _next(source: Steps) -> Step | None:
     return await anext(source, None)
