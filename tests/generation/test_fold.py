@@ -1,10 +1,10 @@
 """Deltas folded to choices, and the choice among candidates."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tenuto.engine.fake import FakeEngine
 from tenuto.engine.types import Delta, Prompt, Sampling, Step

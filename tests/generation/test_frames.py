@@ -1,9 +1,9 @@
 """The frames of streams: their order, and what each carries."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tenuto.engine.types import Delta, Prompt, Step, TokenLogprob
 from tenuto.errors import EngineLost

@@ -1,8 +1,7 @@
 """Log-probabilities in the shapes of the two endpoints."""
 
-from dataclasses import replace
-
 import msgspec
+from msgspec.structs import replace
 
 from tenuto.engine.types import TokenLogprob, TopLogprob
 from tenuto.generation.logprobs import chat_logprobs, completion_logprobs

@@ -1,9 +1,9 @@
 """Judged requests as what the engine is asked to do."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tenuto.engine.types import Constraint, ModelFacts, Sampling, TextPrompt
 from tenuto.errors import BadRequest

@@ -1,16 +1,18 @@
 """What the engine seam promises, by the same tests on the scripted engine and on real vLLM."""
 
 import asyncio
+import dataclasses
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from tenuto.engine.base import Backend, Engine, Prompts
 from tenuto.engine.fake import FakeBackend
@@ -275,7 +277,7 @@ async def test_closing_the_engine_loses_its_requests(backend: Backend, stream: b
 
 
 async def test_an_adapter_that_does_not_load_is_named(backend: Backend, tmp_path: Path) -> None:
-    spec = replace(SPEC, loras=(LoraSpec("adrift", tmp_path / "gone", 8),))
+    spec = dataclasses.replace(SPEC, loras=(LoraSpec("adrift", tmp_path / "gone", 8),))
     with pytest.raises(EngineStartError) as caught:
         await backend.engine(spec)
     assert caught.value.message.startswith(f"model {MODEL}: cannot load its LoRAs: ")

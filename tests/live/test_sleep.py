@@ -2,17 +2,18 @@
 rest is real: the scheduler that pauses, the weights that are read again, the LoRAs that follow."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from tenuto.engine.base import Engine, Prompts
 from tenuto.engine.lazy import LazyVllm
@@ -72,7 +73,7 @@ async def lost(engine: Engine, work: Coroutine[Any, Any, Any]) -> None:
 
 async def test_a_model_and_its_lora_answer_as_before(backend: LazyVllm, tmp_path: Path) -> None:
     lora = LoraSpec("one", make_lora(tmp_path / "one", seed=1), RANK)
-    spec = replace(SPEC, loras=(lora,), sleep=True)
+    spec = dataclasses.replace(SPEC, loras=(lora,), sleep=True)
     engine, prompts = able(await backend.engine(spec)), await backend.prompts(spec)
     before = await engine.check(), await said(engine, prompts, lora="one")
     assert before[1] != await said(engine, prompts)
@@ -143,7 +144,7 @@ async def test_a_wake_that_fails(
     checkpoint.mkdir()
     for file in SPEC.checkpoint.iterdir():
         (checkpoint / file.name).symlink_to(file)
-    engine = able(await backend.engine(replace(SPEC, checkpoint=checkpoint)))
+    engine = able(await backend.engine(dataclasses.replace(SPEC, checkpoint=checkpoint)))
     await engine.sleep(2)
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(EngineLost):

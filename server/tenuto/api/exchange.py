@@ -1,8 +1,8 @@
 """One request and its answer, as the middleware and the routes share it."""
 
 import math
+import os
 import re
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def request_id_of(scope: Scope) -> str:
             given: str = value.decode("latin-1")
             if SAFE_ID.fullmatch(given):
                 return given
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def patience_of(scope: Scope) -> float:

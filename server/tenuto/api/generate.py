@@ -1,8 +1,8 @@
 """Chat and text completions: parse, judge, render, lease, generate, answer."""
 
 import math
+import os
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ class GenerationRoutes:
     ) -> Response:
         job = await self._job(wire, target, endpoint, exchange)
         exchange.charge(job.prompts)
-        head = Head(f"{endpoint.id_prefix}{uuid.uuid4().hex}", int(time.time()), wire.model)
+        head = Head(f"{endpoint.id_prefix}{os.urandom(16).hex()}", int(time.time()), wire.model)
         headers = ignored_header(wire)
         if job.plan.stream:
             return await self._stream(job, head, exchange, headers)

@@ -11,6 +11,7 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing
+from types import TracebackType
 from typing import Any
 
 from starlette.responses import Response
@@ -54,20 +55,50 @@ async def deferred(begin: Callable[[], Awaitable[Steps]]) -> AsyncGenerator[Step
             yield step
 
 
+class CancelledBy:
+    """Cancels its block as soon as `watch` has ended, and ends quietly then: what `asyncio.timeout`
+    does for time. A task for each of the two, and a wait for both, would cost a request 80 us."""
+
+    def __init__(self, watch: Coroutine[Any, Any, None]) -> None:
+        self._watch = watch
+        self._is_inside = self._is_cancelled = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._before, self._is_inside = task, task.cancelling(), True
+        self._watching = asyncio.create_task(self._watch)
+        self._watching.add_done_callback(self._ended)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        self._is_inside = False
+        self._watching.cancel()
+        if not self._is_cancelled:
+            return False
+        return self._task.uncancel() <= self._before and kind is asyncio.CancelledError
+
+    def _ended(self, watching: asyncio.Task[None]) -> None:
+        if watching.cancelled():
+            return
+        # A fault in it is the connection's: nobody is left to be told, and asyncio need not.
+        watching.exception()
+        if self._is_inside:
+            self._is_cancelled = self._task.cancel()
+
+
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
-    """The result of `work`, which is cancelled and awaited when the client leaves first.
+    """The result of `work`, which is cancelled when the client leaves first.
 
     Then nobody sees the 499.
     """
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_left(receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            return Response(status_code=CLIENT_LEFT)
-        return working.result()
-    finally:
-        await _cancelled(working, leaving)
+    with CancelledBy(_left(receive)):
+        return await work
+    return Response(status_code=CLIENT_LEFT)
 
 
 class EventStream(Response):
@@ -103,14 +134,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._loop = asyncio.get_running_loop()
         async with aclosing(self._steps):
-            sending = asyncio.create_task(self._send_all(send))
-            leaving = asyncio.create_task(self._watch(receive, send))
-            try:
-                await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    sending.result()
-            finally:
-                await _cancelled(sending, leaving)
+            with CancelledBy(self._watch(receive, send)):
+                await self._send_all(send)
 
     async def _send_all(self, send: Send) -> None:
         await send(
@@ -165,9 +190,3 @@ class EventStream(Response):
 async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -128,6 +128,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _log_to_stderr(level: str) -> None:
+    # What no line says need not be found out (the logging module's documentation, Optimization).
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(
         stream=sys.stderr,
         level=level.upper(),

@@ -141,8 +141,7 @@ class Constraint:
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(msgspec.Struct, frozen=True):
     """How to generate; every value is already judged against the contract's bounds.
 
     `stream` asks for one `Step` per engine output (deltas); otherwise one `Step` carries

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
+import vllm.envs
 import vllm.v1.engine.utils
 from vllm.config import StructuredOutputsConfig
 from vllm.config.lora import MaxLoRARanks
@@ -43,6 +44,8 @@ class VllmBackend:
         self._starting = asyncio.Lock()
         self._verifier = Verifier()
         vllm.v1.engine.utils.get_mp_context = lambda: context
+        # Else each request reads some of them again, one by one.
+        vllm.envs.enable_envs_cache()
 
     async def prompts(self, spec: EngineSpec) -> VllmPrompts:
         return await asyncio.to_thread(self._prompts, spec)

@@ -1,8 +1,10 @@
 """Rendering, counting and decoding with vLLM's own renderer, without an engine or weights."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from vllm.config import ModelConfig, VllmConfig
 from vllm.inputs import TextPrompt as VllmText
@@ -13,6 +15,36 @@ from vllm.renderers.registry import renderer_from_config
 from tenuto.engine.types import ChatPrompt, EngineSpec, ModelFacts, Prompt, TextPrompt
 from tenuto.engine.vllm_errors import translated
 from tenuto.engine.vllm_parsers import Parsers
+
+T = TypeVar("T")
+# Characters, or tokens: about half a millisecond's.
+SHORT = 2048
+
+
+class _Rendering:
+    """In threads what is long: it would keep everybody else waiting. What is short is done at
+    once, since the way there and back costs more, unless a thread is at it: a tokenizer cannot be
+    used by two at a time (it says "Already borrowed")."""
+
+    def __init__(self) -> None:
+        self._running = 0
+
+    async def of(
+        self, is_short: bool, now: Callable[[], T], in_threads: Callable[[], Awaitable[T]]
+    ) -> T:
+        if is_short and not self._running:
+            return now()
+        self._running += 1
+        work = asyncio.ensure_future(in_threads())
+        work.add_done_callback(self._ended)
+        # A thread goes on when nobody waits for it.
+        return await asyncio.shield(work)
+
+    def _ended(self, work: asyncio.Future[Any]) -> None:
+        self._running -= 1
+        if not work.cancelled():
+            # Said to whoever waited, and no news when nobody does.
+            work.exception()
 
 
 class VllmPrompts:
@@ -27,6 +59,7 @@ class VllmPrompts:
             dimensions=_dimensions(model) if spec.task == "embed" else (),
         )
         self._renderer = renderer_from_config(config)
+        self._rendering = _Rendering()
         self._chat_template = spec.chat_template
         self._parsers = Parsers(
             model, self._renderer.get_tokenizer(), spec.tool_parser, spec.reasoning_parser
@@ -46,7 +79,11 @@ class VllmPrompts:
         )
         with translated("messages"):
             tokenize = self._tokenize_params(chat, self._renderer.default_chat_tok_params, bounded)
-            _, rendered = await self._renderer.render_chat_async([chat.messages], params, tokenize)
+            _, rendered = await self._rendering.of(
+                _is_short(chat),
+                partial(self._renderer.render_chat, [chat.messages], params, tokenize),
+                partial(self._renderer.render_chat_async, [chat.messages], params, tokenize),
+            )
             parsers = self._parsers.of(chat)
         prompt = Prompt(rendered[0]["prompt_token_ids"], rendered[0].get("prompt"))
         return prompt if parsers is None else parsers.attached(prompt)
@@ -59,7 +96,11 @@ class VllmPrompts:
             else:
                 self._renderer.validate_token_ids(text.content, parameter=text.param)
                 prompt = TokensPrompt(prompt_token_ids=text.content)
-            rendered = await self._renderer.render_cmpl_async([prompt], tokenize)
+            rendered = await self._rendering.of(
+                len(text.content) <= SHORT,
+                partial(self._renderer.render_cmpl, [prompt], tokenize),
+                partial(self._renderer.render_cmpl_async, [prompt], tokenize),
+            )
         token_ids = rendered[0]["prompt_token_ids"]
         whole = isinstance(text.content, str) and text.truncate_tokens is None
         return Prompt(token_ids, str(text.content) if whole else None)
@@ -67,9 +108,12 @@ class VllmPrompts:
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         with translated("tokens"):
             self._renderer.validate_token_ids(token_ids, parameter="tokens")
-            rendered = await self._renderer.tokenize_prompt_async(
-                TokensPrompt(prompt_token_ids=list(token_ids)),
-                TokenizeParams(max_total_tokens=None, needs_detokenization=True),
+            prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+            params = TokenizeParams(max_total_tokens=None, needs_detokenization=True)
+            rendered = await self._rendering.of(
+                len(token_ids) <= SHORT,
+                partial(self._renderer.tokenize_prompt, prompt, params),
+                partial(self._renderer.tokenize_prompt_async, prompt, params),
             )
         return str(rendered["prompt"])
 
@@ -88,6 +132,10 @@ class VllmPrompts:
             truncate_prompt_tokens=prompt.truncate_tokens,
             truncation_side=prompt.truncation_side,
         )
+
+
+def _is_short(chat: ChatPrompt) -> bool:
+    return not chat.tools and sum(len(m["content"]) for m in chat.messages) <= SHORT
 
 
 def _dimensions(model: ModelConfig) -> Sequence[int]:

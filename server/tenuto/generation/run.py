@@ -1,11 +1,12 @@
 """A running generation: one engine request per prompt, merged, primed and closable."""
 
 import asyncio
-import uuid
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import replace
 from types import TracebackType
+
+from msgspec.structs import replace
 
 from tenuto.engine.base import Engine
 from tenuto.engine.types import ModelFacts, Prompt, Sampling, Step, Steps
@@ -85,7 +86,7 @@ async def start(
     """
     samplings = [_sampling_of(prompt, plan, facts, param) for prompt in prompts]
     sources = [
-        engine.generate(prompt, sampling, uuid.uuid4().hex)
+        engine.generate(prompt, sampling, os.urandom(16).hex())
         for prompt, sampling in zip(prompts, samplings, strict=True)
     ]
     source = sources[0] if len(sources) == 1 else merged(sources, plan.sampling.n)

@@ -1,7 +1,9 @@
 """A judged wire request as an engine's prompt and sampling. Pure: no clock, no engine."""
 
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tenuto.engine.types import (
     ChatPrompt,
@@ -26,8 +28,7 @@ from tenuto.wire.tools import NamedTool, ToolChoice
 DEFAULT_COMPLETION_MAX_TOKENS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """`sampling` asks the engine for `candidates` sequences per prompt; `n` of them are returned.
 
     `forced_choice`: the tool choice that `sampling` is constrained to.
