@@ -1,10 +1,8 @@
 """Rendering, counting and decoding with vLLM's own renderer, without an engine or weights."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from vllm.config import ModelConfig, VllmConfig
 from vllm.inputs import TextPrompt as VllmText
@@ -15,36 +13,7 @@ from vllm.renderers.registry import renderer_from_config
 from tenuto.engine.types import ChatPrompt, EngineSpec, ModelFacts, Prompt, TextPrompt
 from tenuto.engine.vllm_errors import translated
 from tenuto.engine.vllm_parsers import Parsers
-
-T = TypeVar("T")
-# Characters, or tokens: about half a millisecond's.
-SHORT = 2048
-
-
-class _Rendering:
-    """In threads what is long: it would keep everybody else waiting. What is short is done at
-    once, since the way there and back costs more, unless a thread is at it: a tokenizer cannot be
-    used by two at a time (it says "Already borrowed")."""
-
-    def __init__(self) -> None:
-        self._running = 0
-
-    async def of(
-        self, is_short: bool, now: Callable[[], T], in_threads: Callable[[], Awaitable[T]]
-    ) -> T:
-        if is_short and not self._running:
-            return now()
-        self._running += 1
-        work = asyncio.ensure_future(in_threads())
-        work.add_done_callback(self._ended)
-        # A thread goes on when nobody waits for it.
-        return await asyncio.shield(work)
-
-    def _ended(self, work: asyncio.Future[Any]) -> None:
-        self._running -= 1
-        if not work.cancelled():
-            # Said to whoever waited, and no news when nobody does.
-            work.exception()
+from tenuto.engine.vllm_plain import SAMPLES, SHORT, Plain, size_of
 
 
 class VllmPrompts:
@@ -59,13 +28,72 @@ class VllmPrompts:
             dimensions=_dimensions(model) if spec.task == "embed" else (),
         )
         self._renderer = renderer_from_config(config)
-        self._rendering = _Rendering()
         self._chat_template = spec.chat_template
+        plain = Plain(self._renderer.get_tokenizer(), spec.chat_template, model)
+        self._plain = plain if all(self._agrees(plain, sample) for sample in SAMPLES) else None
         self._parsers = Parsers(
             model, self._renderer.get_tokenizer(), spec.tool_parser, spec.reasoning_parser
         )
 
     async def chat(self, chat: ChatPrompt, *, bounded: bool = True) -> Prompt:
+        with translated("messages"):
+            if (token_ids := self._plainly(chat, bounded)) is not None:
+                prompt = Prompt(token_ids)
+            else:
+                asked = self._chat_params(chat, bounded)
+                _, rendered = await self._renderer.render_chat_async([chat.messages], *asked)
+                prompt = Prompt(rendered[0]["prompt_token_ids"], rendered[0].get("prompt"))
+            parsers = self._parsers.of(chat)
+        return prompt if parsers is None else parsers.attached(prompt)
+
+    async def text(self, text: TextPrompt, *, bounded: bool = True) -> Prompt:
+        with translated(text.param):
+            if (token_ids := self._plainly(text, bounded)) is None:
+                tokenize = self._text_params(text, bounded)
+                if not isinstance(text.content, str):
+                    self._renderer.validate_token_ids(text.content, parameter=text.param)
+                rendered = await self._renderer.render_cmpl_async([_vllm_text(text)], tokenize)
+                token_ids = rendered[0]["prompt_token_ids"]
+        whole = isinstance(text.content, str) and text.truncate_tokens is None
+        return Prompt(token_ids, str(text.content) if whole else None)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        with translated("tokens"):
+            self._renderer.validate_token_ids(token_ids, parameter="tokens")
+            rendered = await self._renderer.tokenize_prompt_async(
+                TokensPrompt(prompt_token_ids=list(token_ids)),
+                TokenizeParams(max_total_tokens=None, needs_detokenization=True),
+            )
+        return str(rendered["prompt"])
+
+    async def token_strings(self, token_ids: Sequence[int]) -> list[str]:
+        return list(self._renderer.get_tokenizer().convert_ids_to_tokens(list(token_ids)))
+
+    def _plainly(self, prompt: ChatPrompt | TextPrompt, bounded: bool) -> list[int] | None:
+        """At once what is short; vLLM does the rest in threads, where nobody waits for it. One that
+        is too long is vLLM's to refuse."""
+        if self._plain is None or size_of(prompt) > SHORT:
+            return None
+        token_ids = self._plain.token_ids(prompt)
+        if bounded and token_ids is not None and len(token_ids) >= self.facts.max_model_len:
+            return None
+        return token_ids
+
+    def _agrees(self, plain: Plain, sample: ChatPrompt | TextPrompt) -> bool:
+        """Whether vLLM makes the same of it, or refuses it as well."""
+        try:
+            if isinstance(sample, ChatPrompt):
+                asked = self._chat_params(sample, bounded=False)
+                _, rendered = self._renderer.render_chat([sample.messages], *asked)
+            else:
+                tokenize = self._text_params(sample, bounded=False)
+                rendered = self._renderer.render_cmpl([_vllm_text(sample)], tokenize)
+        except Exception:
+            return plain.token_ids(sample) is None
+        expected: list[int] = rendered[0]["prompt_token_ids"]
+        return plain.token_ids(sample) == expected
+
+    def _chat_params(self, chat: ChatPrompt, bounded: bool) -> tuple[ChatParams, TokenizeParams]:
         params = ChatParams(
             chat_template=self._chat_template,
             chat_template_kwargs={
@@ -77,48 +105,11 @@ class VllmPrompts:
                 "tokenize": not chat.add_special_tokens,
             },
         )
-        with translated("messages"):
-            tokenize = self._tokenize_params(chat, self._renderer.default_chat_tok_params, bounded)
-            _, rendered = await self._rendering.of(
-                _is_short(chat),
-                partial(self._renderer.render_chat, [chat.messages], params, tokenize),
-                partial(self._renderer.render_chat_async, [chat.messages], params, tokenize),
-            )
-            parsers = self._parsers.of(chat)
-        prompt = Prompt(rendered[0]["prompt_token_ids"], rendered[0].get("prompt"))
-        return prompt if parsers is None else parsers.attached(prompt)
+        default = self._renderer.default_chat_tok_params
+        return params, self._tokenize_params(chat, default, bounded)
 
-    async def text(self, text: TextPrompt, *, bounded: bool = True) -> Prompt:
-        with translated(text.param):
-            tokenize = self._tokenize_params(text, self._renderer.default_cmpl_tok_params, bounded)
-            if isinstance(text.content, str):
-                prompt: Any = VllmText(prompt=text.content)
-            else:
-                self._renderer.validate_token_ids(text.content, parameter=text.param)
-                prompt = TokensPrompt(prompt_token_ids=text.content)
-            rendered = await self._rendering.of(
-                len(text.content) <= SHORT,
-                partial(self._renderer.render_cmpl, [prompt], tokenize),
-                partial(self._renderer.render_cmpl_async, [prompt], tokenize),
-            )
-        token_ids = rendered[0]["prompt_token_ids"]
-        whole = isinstance(text.content, str) and text.truncate_tokens is None
-        return Prompt(token_ids, str(text.content) if whole else None)
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        with translated("tokens"):
-            self._renderer.validate_token_ids(token_ids, parameter="tokens")
-            prompt = TokensPrompt(prompt_token_ids=list(token_ids))
-            params = TokenizeParams(max_total_tokens=None, needs_detokenization=True)
-            rendered = await self._rendering.of(
-                len(token_ids) <= SHORT,
-                partial(self._renderer.tokenize_prompt, prompt, params),
-                partial(self._renderer.tokenize_prompt_async, prompt, params),
-            )
-        return str(rendered["prompt"])
-
-    async def token_strings(self, token_ids: Sequence[int]) -> list[str]:
-        return list(self._renderer.get_tokenizer().convert_ids_to_tokens(list(token_ids)))
+    def _text_params(self, text: TextPrompt, bounded: bool) -> TokenizeParams:
+        return self._tokenize_params(text, self._renderer.default_cmpl_tok_params, bounded)
 
     def _tokenize_params(
         self, prompt: ChatPrompt | TextPrompt, default: TokenizeParams, bounded: bool
@@ -134,8 +125,10 @@ class VllmPrompts:
         )
 
 
-def _is_short(chat: ChatPrompt) -> bool:
-    return not chat.tools and sum(len(m["content"]) for m in chat.messages) <= SHORT
+def _vllm_text(text: TextPrompt) -> Any:
+    if isinstance(text.content, str):
+        return VllmText(prompt=text.content)
+    return TokensPrompt(prompt_token_ids=text.content)
 
 
 def _dimensions(model: ModelConfig) -> Sequence[int]:
