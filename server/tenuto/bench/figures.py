@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import median
 from typing import Any
 
@@ -71,31 +71,29 @@ def cost_figures(figures: Figures, cpu_s: float, peak_rss_bytes: int) -> Figures
     }
 
 
-def over_rounds(rounds: Sequence[Figures]) -> dict[str, dict[str, float]]:
+def over_rounds(rounds: Sequence[Figures]) -> dict[str, dict[str, Any]]:
     """Of each figure that is a number: least, median and greatest."""
-    names = dict.fromkeys(name for figures in rounds for name in figures)
-    values = {n: [f[n] for f in rounds if type(f.get(n)) in (int, float)] for n in names}
-    return {name: _spread(found) for name, found in values.items() if found}
+    found: dict[str, list[float]] = {}
+    for name, value in chain.from_iterable(figures.items() for figures in rounds):
+        if type(value) in (int, float):
+            found.setdefault(name, []).append(value)
+    return {n: {"min": min(v), "median": median(v), "max": max(v)} for n, v in found.items()}
 
 
 def ratios(a: Sequence[Figures], b: Sequence[Figures]) -> dict[str, dict[str, Any]]:
     """Each figure of A divided by B's of the same turn: what slows both at a time cancels out."""
     turns = [(x, y) for x, y in zip(a, b, strict=False) if x["is_whole"] and y["is_whole"]]
-    found: dict[str, dict[str, Any]] = {}
-    for name in over_rounds(a).keys() & over_rounds(b).keys():
-        pairs = [_ratio(x.get(name), y.get(name)) for x, y in turns]
-        if valid := [pair for pair in pairs if pair is not None]:
-            found[name] = {**_spread(valid), "pairs": pairs}
-    return dict(sorted(found.items()))
+    names = over_rounds(a).keys() & over_rounds(b).keys()
+    pairs = [{name: _ratio(x.get(name), y.get(name)) for name in names} for x, y in turns]
+    return {
+        name: spread | {"pairs": [pair[name] for pair in pairs]}
+        for name, spread in over_rounds(pairs).items()
+    }
 
 
 def _percentiles(name: str, seconds: Iterable[float], *percents: int) -> Figures:
     ordered = sorted(second * 1000 for second in seconds)
     return {f"{name}_ms_p{percent}": percentile(ordered, percent) for percent in percents}
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"min": min(values), "median": median(values), "max": max(values)}
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from typer import Option
 
 from tenuto.bench.client import Address, Answer, Client
 
@@ -16,33 +17,39 @@ from tenuto.bench.client import Address, Answer, Client
 WORDS = ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "are", "as")
 # A server that is gone is not to be asked thousands of times a second.
 PAUSE_S = 0.1
+ROUTES = {"chat": "chat/completions", "completions": "completions"}
+MAX = 1_000_000
+
+Count = Annotated[int, Option(min=1, max=MAX)]
+Limit = Annotated[float | None, Option(min=0, max=1e9, help="Slower is no goodput.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What every target gets, as docs/benchmarks.md has it. A round asks for `duration` seconds, or
-    `requests` times; `rate` is in requests per second, `timeout` in seconds for a whole answer."""
+    """What every target gets; each field is an option of `tenuto bench`. A round asks for
+    `duration` seconds, or `requests` times."""
 
-    model: str
-    endpoint: str = "chat"
+    model: Annotated[str, Option(help="The model to ask.")]
+    endpoint: Annotated[str, Option(help=" or ".join(ROUTES))] = "chat"
     stream: bool = True
-    streams: int = 32
-    requests: int | None = None
-    duration: float | None = None
-    rate: float | None = None
-    max_tokens: int = 128
-    prompt_words: int = 32
+    streams: Annotated[int, Option(min=1, max=4096, help="Requests at a time.")] = 32
+    requests: Annotated[int | None, Option(min=1, max=MAX, help="Of a round.")] = None
+    duration: Annotated[float | None, Option(min=0.01, max=86_400, help="10 s by default.")] = None
+    rate: Annotated[float | None, Option(min=1e-3, max=1e5, help="Poisson arrivals per s.")] = None
+    max_tokens: Count = 128
+    prompt_words: Count = 32
     body: dict[str, Any] = field(default_factory=dict)
-    rounds: int = 5
-    warmup: int = 8
-    timeout: float = 120
+    rounds: Annotated[int, Option(min=1, max=1000, help="Of each target.")] = 5
+    warmup: Annotated[int, Option(min=0, max=MAX, help="Requests that do not count.")] = 8
+    timeout: Annotated[float, Option(min=0.1, max=86_400, help="Of an answer, in seconds.")] = 120
     seed: int = 0
-    goodput_ttft_ms: float | None = None
-    goodput_itl_ms: float | None = None
+    goodput_ttft_ms: Limit = None
+    goodput_itl_ms: Limit = None
 
     @property
     def route(self) -> str:
-        return "chat/completions" if self.endpoint == "chat" else self.endpoint
+        """Errors: KeyError."""
+        return ROUTES[self.endpoint]
 
     def content(self, turn: int, number: int) -> bytes:
         """The same for all targets. No two are the same: their prompts are in no cache."""
@@ -98,9 +105,7 @@ async def ask_all(
         # Connecting is not what is measured; what fails now fails again with a request.
         await asyncio.gather(*(client.connect() for client in clients), return_exceptions=True)
         began = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for client in clients:
-                group.create_task(stream(client))
+        await asyncio.gather(*map(stream, clients))
     finally:
         for client in clients:
             client.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of a process, user and system, with its ended threads and without its children.
+    """Seconds of one process, user and system, with its ended threads, without its children.
 
     Errors: OSError if there is no such process, OverflowError if there can be none.
     """
@@ -16,8 +16,8 @@ def cpu_s(pid: int) -> float:
 
 
 def cost_of(pids: Sequence[int]) -> tuple[float, int] | None:
-    """`cpu_s`, and the highest resident size since each began, in bytes; both are sums, in which
-    shared pages count for each. None: one of them is not there."""
+    """`cpu_s` of all, and bytes: the sum of each one's highest resident size since it began, in
+    which shared pages count for each. None if one of them is not there."""
     try:
         return sum(map(cpu_s, pids)), sum(map(_peak_rss_bytes, pids))
     except (OSError, OverflowError):

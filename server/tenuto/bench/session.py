@@ -9,6 +9,9 @@ from tenuto.bench.figures import Figures, cost_figures, figures_of
 from tenuto.bench.load import Load, ask_all
 from tenuto.bench.processes import cost_of
 
+# Takes the rounds that are done, of all targets together, and what is done now.
+OnProgress = Callable[[float, str], None]
+
 
 @dataclass
 class Target:
@@ -20,16 +23,8 @@ class Target:
     rounds: list[Figures] = field(default_factory=list)
 
 
-# Takes the rounds that are done, of all targets together, and what is done now.
-OnProgress = Callable[[float, str], None]
-
-
-class WarmUpFailed(Exception):
-    """A target did not answer a single request."""
-
-
 async def run(targets: Sequence[Target], load: Load, on_progress: OnProgress) -> None:
-    """Errors: `WarmUpFailed`."""
+    """Errors: ConnectionError if a target does not answer a single request of its warm-up."""
     warm_up = replace(load, requests=load.warmup, duration=None, rate=None)
     for target in targets if load.warmup else ():
         on_progress(0, f"{target.name}: warm-up")
@@ -37,20 +32,24 @@ async def run(targets: Sequence[Target], load: Load, on_progress: OnProgress) ->
         await ask_all(target.address, warm_up, -1, answers.append)
         if all(answer.error for answer in answers):
             said = f"{answers[0].error} {answers[0].detail!r}"
-            raise WarmUpFailed(f"{target.name} answers nothing: {said}")
+            raise ConnectionError(f"{target.name} answers nothing: {said}")
     for number in range(load.rounds * len(targets)):
         turn, place = divmod(number, len(targets))
-        await _round(targets[place], load, turn, lambda s, d, n=number: on_progress(n + s, d))
+        await _round(targets[place], load, turn, number, on_progress)
 
 
-async def _round(target: Target, load: Load, turn: int, on_progress: OnProgress) -> None:
+async def _round(
+    target: Target, load: Load, turn: int, number: int, on_progress: OnProgress
+) -> None:
     answers: list[Answer] = []
     is_whole = False
 
     def on_answer(answer: Answer) -> None:
         answers.append(answer)
-        share = load.share(len(answers), answer.ended - answers[0].due)
-        on_progress(share, f"{target.name}: {len(answers)} answers")
+        share = len(answers) / load.requests if load.requests else 0
+        if load.duration:
+            share = max(share, (answer.ended - answers[0].due) / load.duration)
+        on_progress(number + min(1, share), f"{target.name}: {len(answers)} answers")
 
     before, own_s = cost_of(target.pids), time.process_time()
     try:
@@ -59,6 +58,6 @@ async def _round(target: Target, load: Load, turn: int, on_progress: OnProgress)
     finally:
         own_s, after = time.process_time() - own_s, cost_of(target.pids)
         figures = figures_of(answers, load)
-        if target.pids and before is not None and after is not None:
+        if target.pids and before and after:
             figures |= cost_figures(figures, after[0] - before[0], after[1])
         target.rounds.append(figures | {"generator_cpu_s": own_s, "is_whole": is_whole})

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import typer
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from typer import BadParameter, Exit, Option
 
 from tenuto.bench import report, session
 from tenuto.bench.client import Address
@@ -25,26 +25,30 @@ BUSY = 0.7
 
 def bench(
     *,
-    target: Annotated[list[str], typer.Option(help="NAME=URL; several take turns: A B A B.")],
-    pid: Annotated[list[str] | None, typer.Option(help="NAME=PID: what it costs.")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="The variable with the key.")] = None,
-    body: Annotated[str, typer.Option(help="More fields: '{\"top_k\": 40}'.")] = "{}",
-    plot: Annotated[Path | None, typer.Option(help="Write a plot, as SVG.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the document.")] = None,
-    **fields: Any,
+    target: Annotated[list[str], Option(help="NAME=URL; several take turns: A B A B.")],
+    pid: Annotated[list[str] | None, Option(help="NAME=PID: what that process costs.")] = None,
+    api_key_env: Annotated[str | None, Option(help="The variable with the key.")] = None,
+    body: Annotated[str, Option(help="More fields: '{\"top_k\": 40}'.")] = "{}",
+    plot: Annotated[Path | None, Option(help="Write a plot, as SVG.")] = None,
+    json_file: Annotated[Path | None, Option("--json", help="Write the document.")] = None,
+    **others: Any,
 ) -> None:
     """Measure servers: times to the first token and between tokens, throughput, errors, cost.
 
     The last line is a JSON document. Exit code 1: a request failed, or not all was measured.
     """
-    try:
-        load = Load(**fields, body=msgspec.json.decode(body, type=dict[str, Any]))
-        targets = _targets(target, pid or [], load, _key(api_key_env))
-    except (ValueError, msgspec.DecodeError) as error:
-        raise typer.BadParameter(str(error)) from None
     for path in filter(None, (plot, json_file)):
         if not path.absolute().parent.is_dir() or (path is plot and path.suffix != ".svg"):
-            raise typer.BadParameter(f"{path}: no such folder, or a plot that is no .svg")
+            raise BadParameter(f"{path}: no such folder, or a plot that is no .svg")
+    try:
+        load = Load(**others, body=msgspec.json.decode(body, type=dict[str, Any]))
+        targets = _targets(
+            target, pid or [], load, os.environ[api_key_env] if api_key_env else None
+        )
+    except KeyError as error:
+        raise BadParameter(f"there is no {error}") from None
+    except (ValueError, msgspec.DecodeError) as error:
+        raise BadParameter(str(error)) from None
     ended = _measure(targets, load)
     found = report.document(targets, load, ended)
     print_table(report.table(found))
@@ -54,35 +58,29 @@ def bench(
         json_file.write_text(json.dumps(found, indent=2), encoding="utf-8")
     print(json.dumps(found))
     has_failed = any(figures["failed"] for row in targets for figures in row.rounds)
-    raise typer.Exit(int(has_failed or ended != "complete"))
+    raise Exit(int(has_failed or ended != "complete"))
 
 
-# The fields of `Load` are options of the command.
-_own = {name: option for name, option in signature(bench).parameters.items() if name != "fields"}
-bench.__signature__ = Signature(list(({**signature(Load).parameters, **_own}).values()))  # type: ignore[attr-defined]
+# Each field of `Load` is an option; `body` is one of the command's own, as text.
+_options = dict(signature(bench).parameters)
+del _options["others"]
+_options = dict(signature(Load).parameters) | _options
+bench.__signature__ = Signature(list(_options.values()))  # type: ignore[attr-defined]
 
 
 def _targets(
     urls: Sequence[str], pids: Sequence[str], load: Load, key: str | None
 ) -> list[session.Target]:
-    found: dict[str, session.Target] = {}
-    for name, _, url in (text.partition("=") for text in urls):
-        if not name or name in found:
-            raise ValueError(f"each target is NAME=URL with a name of its own: {name!r}")
-        found[name] = session.Target(name, Address(url, load.route, key))
-    for name, _, pid in (text.partition("=") for text in pids):
-        if name not in found or cost_of([int(pid)]) is None:
-            raise ValueError(f"--pid is NAME=PID with the name of a target: {name!r}")
+    """Errors: ValueError; KeyError for a name that is not known."""
+    pairs = [text.partition("=")[::2] for text in urls]
+    found = {name: session.Target(name, Address(url, load.route, key)) for name, url in pairs}
+    if len(found) < len(pairs):
+        raise ValueError("each target needs a name of its own")
+    for name, pid in (text.partition("=")[::2] for text in pids):
+        if cost_of([int(pid)]) is None:
+            raise ValueError(f"there is no process {pid}")
         found[name].pids.append(int(pid))
     return list(found.values())
-
-
-def _key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    if not (key := os.environ.get(variable, "").strip()):
-        raise ValueError(f"the environment has no {variable}")
-    return key
 
 
 def _measure(targets: Sequence[session.Target], load: Load) -> str:
@@ -102,7 +100,7 @@ def _measure(targets: Sequence[session.Target], load: Load) -> str:
             uvloop.run(session.run(targets, load, on_progress))
     except KeyboardInterrupt:
         ended = "interrupted"
-    except session.WarmUpFailed as error:
+    except ConnectionError as error:
         ended = "warm-up failed"
         console.print(f"tenuto bench: {error}")
     for row in targets:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -56,6 +56,8 @@ class VllmEngine:
         start_phases: Phases,
     ) -> None:
         self._llm = llm
+        # vLLM asks a pool of tokenizers for it with each request: 30 us.
+        llm.renderer.get_eos_token_id = cache(llm.renderer.get_eos_token_id)
         self._process = process
         self._verifier = verifier
         self._loras = {lora.lora_name: lora for lora in loras}

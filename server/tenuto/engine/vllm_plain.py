@@ -61,7 +61,9 @@ class Plain:
         return None
 
     def _applied(self, chat: ChatPrompt) -> str:
-        rendered: str = self._tokenizer.apply_chat_template(
+        # Not that of vLLM's pool, whose copies are for tokenizing.
+        rendered: str = PreTrainedTokenizerFast.apply_chat_template(
+            self._tokenizer,
             chat.messages,
             chat_template=self._template,
             add_generation_prompt=chat.add_generation_prompt,
@@ -70,7 +72,9 @@ class Plain:
         return rendered
 
     def _encoded(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        token_ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # The fast one does not say which characters a token came from.
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        token_ids: list[int] = encoding.ids
         return token_ids
 
 
