@@ -15,7 +15,7 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from tenuto.engine.base import Backend, Engine, Prompts
-from tenuto.engine.fake import FakeBackend
+from tenuto.engine.fake import FakeBackend, FakeEngine
 from tenuto.engine.forkserver import EngineContext, prepare_environment
 from tenuto.engine.lazy import LazyVllm
 from tenuto.engine.types import ChatPrompt, EngineSpec, LoraSpec, Prompt, Sampling, Step, Steps
@@ -131,6 +131,27 @@ async def test_a_stream_comes_in_steps(subject: Subject) -> None:
     steps = await subject.ask(COUNTING, replace(GREEDY, stream=True))
     assert len(steps) > 3
     assert sum(step.deltas[0].finish_reason is not None for step in steps) == 1
+
+
+@pytest.mark.parametrize("logprobs", [None, 0], ids=["deltas", "outputs"])
+async def test_a_slow_reader_misses_nothing(subject: Subject, logprobs: int | None) -> None:
+    """vLLM, or the queue in its place, merges what came meanwhile, the end included."""
+    asked = replace(GREEDY, stop=("white",), logprobs=logprobs)
+    async with aclosing(await subject.start(COLOURS, replace(asked, stream=True))) as steps:
+        read = [await anext(steps)]
+        await asyncio.sleep(0.5)
+        read += [step async for step in steps]
+    assert folded(read) == folded(await subject.ask(COLOURS, asked))
+    if isinstance(subject.engine, FakeEngine):
+        return
+    assert len(read) == 2
+
+
+async def test_a_reader_may_come_back_after_the_end(subject: Subject) -> None:
+    steps = await subject.start(COLOURS, replace(GREEDY, stream=True))
+    assert folded([step async for step in steps])
+    assert await anext(steps, None) is None
+    await steps.aclose()
 
 
 async def test_a_greedy_answer_ends_by_itself(subject: Subject) -> None:
