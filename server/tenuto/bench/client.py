@@ -1,9 +1,8 @@
 """One kept HTTP/1.1 connection that asks, and notes when each piece of text arrived.
 
-It shares the cores with the server it measures, so it has to cost little. On 2 cores, 16 streams of
-chat events, processor time for each event: httpx 53 µs, this 11 µs with uvloop and 25 µs without.
-Each event is decoded all the same (1 µs), so that only those with text count. Times are not the
-loop's: uvloop has whole milliseconds, of when it last looked.
+It shares the cores with the server it measures, so it has to cost little: 10 µs of processor time
+for each event of 16 streams with uvloop, where httpx takes 53 µs. Times are not the loop's: uvloop
+has whole milliseconds, of when it last looked.
 """
 
 import asyncio
@@ -70,10 +69,8 @@ class Address:
 
 
 class Client:
-    """Asks one question at a time over one connection, which it renews when it has to.
-
-    What the parser calls are its methods with `on_`.
-    """
+    """Asks one question at a time over one connection, which it renews when it has to. Its methods
+    with `on_` are for the parser."""
 
     def __init__(self, address: Address, timeout_s: float) -> None:
         self._address, self._timeout_s = address, timeout_s
@@ -99,10 +96,9 @@ class Client:
         return answer
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Errors: OSError, of which TimeoutError is one; UnicodeError for what is no name."""
+        """Errors: OSError; UnicodeError for what is no name."""
         host, port, tls = self._address.host, self._address.port, self._address.tls
-        async with asyncio.timeout(self._timeout_s):
-            self._streams = await asyncio.open_connection(host, port, ssl=tls)
+        self._streams = await asyncio.open_connection(host, port, ssl=tls)
         return self._streams
 
     def close(self) -> None:

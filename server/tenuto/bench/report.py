@@ -46,12 +46,12 @@ def table(found: Mapping[str, Any]) -> Table:
 def svg(found: Mapping[str, Any]) -> str:
     """For each figure and target a line from the least to the greatest of the rounds, with a dot at
     their median; each figure has its own scale, from 0."""
+    over = {target: row["over_rounds"] for target, row in found["targets"].items()}
     rows = []
     for name in PLOTTED:
-        over = {target: row["over_rounds"] for target, row in found["targets"].items()}
         spreads = {target: figures[name] for target, figures in over.items() if name in figures}
-        highest = max((spread["max"] for spread in spreads.values()), default=0) or 1
         for target, spread in spreads.items():
+            highest = max(spread["max"] for spread in spreads.values()) or 1
             low, dot, high = (240 + 400 * value / highest for value in spread.values())
             rows.append(
                 f'<text x="10">{name}</text><text x="120">{escape(target)}</text>'

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from tenuto.bench.client import Address, Answer
 from tenuto.bench.figures import Figures, cost_figures, figures_of
@@ -46,9 +47,8 @@ async def _round(
 
     def on_answer(answer: Answer) -> None:
         answers.append(answer)
-        share = len(answers) / load.requests if load.requests else 0
-        if load.duration:
-            share = max(share, (answer.ended - answers[0].due) / load.duration)
+        elapsed_s = answer.ended - answers[0].due
+        share = max(len(answers) / (load.requests or inf), elapsed_s / (load.duration or inf))
         on_progress(number + min(1, share), f"{target.name}: {len(answers)} answers")
 
     before, own_s = cost_of(target.pids), time.process_time()

@@ -170,7 +170,9 @@ class Pool:
 
     def _released(self, slot: Slot) -> None:
         slot.used_at = self.terms.clock()
-        self.changed.set()
+        # Of others that run the end changes nothing, and the owner looks at every model.
+        if slot.queue or not slot.leases:
+            self.changed.set()
 
     async def _wait(
         self, slot: Slot, sequences: int, asker: Asker, max_wait_s: float | None
