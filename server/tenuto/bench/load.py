@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -83,25 +84,21 @@ async def ask_all(
     An arrival that finds no stream free waits for one, and what it waited counts: a slow server
     would otherwise be asked less often, and look fast ("coordinated omission").
     """
-    arrivals, streams = load.arrivals(turn), min(load.streams, load.requests or load.streams)
-    clients = [Client(address, load.timeout) for _ in range(streams)]
+    arrivals, began = load.arrivals(turn), time.monotonic()
 
-    async def stream(client: Client) -> None:
-        for number, after_s in arrivals:
-            due = time.monotonic() if after_s is None else began + after_s
-            if load.duration is not None and due >= began + load.duration:
-                return
-            content = load.content(turn, number)
-            # uvloop may wake too early, by less than a millisecond.
-            while (rest_s := due - time.monotonic()) > 0:  # noqa: ASYNC110
-                await asyncio.sleep(rest_s)
-            on_answer(await client.ask(content, due))
+    async def stream() -> None:
+        with closing(Client(address, load.timeout)) as client:
+            # Connecting is not what is measured; what fails now fails again with a request.
+            with suppress(OSError, UnicodeError):
+                await client.connect()
+            for number, after_s in arrivals:
+                due = time.monotonic() if after_s is None else began + after_s
+                if load.duration is not None and due >= began + load.duration:
+                    return
+                content = load.content(turn, number)
+                # uvloop may wake too early, by less than a millisecond.
+                while (rest_s := due - time.monotonic()) > 0:  # noqa: ASYNC110
+                    await asyncio.sleep(rest_s)
+                on_answer(await client.ask(content, due))
 
-    try:
-        # Connecting is not what is measured; what fails now fails again with a request.
-        await asyncio.gather(*(client.connect() for client in clients), return_exceptions=True)
-        began = time.monotonic()
-        await asyncio.gather(*map(stream, clients))
-    finally:
-        for client in clients:
-            client.close()
+    await asyncio.gather(*(stream() for _ in range(load.streams)))

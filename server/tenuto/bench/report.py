@@ -1,35 +1,14 @@
-"""A run as a JSON document, a table and a plot."""
+"""A run's document as a table and as a plot."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from rich.table import Column, Table
 from rich.text import Text
 
-from tenuto.bench.figures import over_rounds, ratios
-from tenuto.bench.load import Load
-from tenuto.bench.session import Target
-
-SCHEMA_VERSION = 1
 PLOTTED = ("ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "tokens_per_s")
 STYLE = "text{font:13px sans-serif;dominant-baseline:middle}line{stroke:#357;stroke-width:2}circle{fill:#357}"
-
-
-def document(targets: Sequence[Target], load: Load, ended: str) -> dict[str, Any]:
-    """Everything that was measured. Another meaning of a name means another version."""
-    first, *others = targets
-    return {
-        "tenuto_bench": SCHEMA_VERSION,
-        "ended": ended,
-        "load": asdict(load),
-        "targets": {
-            t.name: {"url": t.address.url, "over_rounds": over_rounds(t.rounds), "rounds": t.rounds}
-            for t in targets
-        },
-        "ratios": {f"{first.name}/{t.name}": ratios(first.rounds, t.rounds) for t in others},
-    }
 
 
 def table(found: Mapping[str, Any]) -> Table:

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 
 from tenuto.bench.client import Address, Answer
-from tenuto.bench.figures import Figures, cost_figures, figures_of
+from tenuto.bench.figures import Figures, cost_figures, figures_of, over_rounds, ratios
 from tenuto.bench.load import Load, ask_all
 from tenuto.bench.processes import cost_of
 
@@ -61,3 +61,18 @@ async def _round(
         if target.pids and before and after:
             figures |= cost_figures(figures, after[0] - before[0], after[1])
         target.rounds.append(figures | {"generator_cpu_s": own_s, "is_whole": is_whole})
+
+
+def document(targets: Sequence[Target], load: Load, ended: str) -> dict[str, Any]:
+    """Everything that was measured. Another meaning of a name needs another version."""
+    first, *others = targets
+    return {
+        "tenuto_bench": 1,
+        "ended": ended,
+        "load": asdict(load),
+        "targets": {
+            t.name: {"url": t.address.url, "over_rounds": over_rounds(t.rounds), "rounds": t.rounds}
+            for t in targets
+        },
+        "ratios": {f"{first.name}/{t.name}": ratios(first.rounds, t.rounds) for t in others},
+    }
