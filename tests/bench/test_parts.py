@@ -3,20 +3,23 @@
 import asyncio
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.bench.client import Address, Answer, Client
 from tenuto.bench.figures import mean_gap_s, percentile, ratios
-from tenuto.bench.processes import cost_of
+from tenuto.bench.processes import cost_of, cpu_s
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -53,23 +56,36 @@ def test_only_whole_turns_are_compared() -> None:
     assert ratios(rounds(1), rounds(0)) == {}
 
 
-def test_children_count() -> None:
-    child = "sum(range(3_000_000)); print(flush=True); sys.stdin.read()"
-    child = f"import os, sys\nif os.fork() == 0: {child}\nelse: os.wait()"
-    command = [sys.executable, "-c", child]
+def test_the_cost_is_that_of_the_given_processes() -> None:
+    busy = "while time.process_time() < 0.1: pass"
+    told = "print(time.process_time(), flush=True); sys.stdin.read()"
+    child = f"import os, sys, time\nif os.fork() == 0:\n  {busy}\nelse:\n  os.wait(); {told}"
+    threads = f"import sys, threading, time\ndef work():\n  {busy}\n"
+    threads += f"one = threading.Thread(target=work); one.start(); one.join(); {told}"
+    with asking(child) as (waiter, waited_s), asking(threads) as (worker, worked_s):
+        # What a child took is not counted, and what a thread took is, to less than a tick of 10 ms.
+        assert 0 < cpu_s(waiter) - waited_s < 0.01
+        assert 0 < cpu_s(worker) - worked_s < 0.01
+        assert waited_s < 0.1 <= worked_s
+        both = cost_of([waiter, worker])
+        assert both is not None
+        assert both[0] >= waited_s + worked_s
+        assert both[1] > 2 * 2**20
+    assert cost_of([os.getpid()]) is not None
+    assert cost_of([os.getpid(), waiter]) is None
+    for no_pid in (waiter, 2**31):
+        with pytest.raises((OSError, OverflowError)):
+            cpu_s(no_pid)
+
+
+@contextmanager
+def asking(code: str) -> Iterator[tuple[int, float]]:
+    """A process that is left waiting, once it has told what it took by then."""
+    command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.readline()
-        own, below = cost_of([process.pid]), cost_of([os.getpid()])
-        assert 0.02 < own[0] <= below[0]
-        assert own[1] > 2**20
-        # One that is a child of another is not counted twice.
-        assert cost_of([os.getpid(), process.pid])[1] < below[1] + own[1]
+        yield process.pid, float(process.stdout.readline())
         process.communicate()
-    # Both have ended, and what they took is not forgotten.
-    assert cost_of([os.getpid()])[0] >= below[0]
-    with pytest.raises(ProcessLookupError):
-        cost_of([process.pid])
 
 
 @asynccontextmanager
@@ -157,6 +173,33 @@ async def test_a_kept_connection_that_was_closed_is_renewed() -> None:
     whole = streamed(TEXT, DONE)
     async with answering(whole, b"", whole) as client:
         assert [(await ask(client)).error for _ in range(2)] == [None, None]
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_kept_connection_that_was_reset_is_renewed(run: Callable[[Any], None]) -> None:
+    """While it was idle, of which uvloop tells by a RuntimeError."""
+
+    async def answer_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n{}")
+        writer.write(streamed(TEXT, DONE))
+        await writer.drain()
+        await answered.wait()
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    async def ask_twice() -> None:
+        async with await asyncio.start_server(answer_and_reset, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            client = Client(Address(f"http://{host}:{port}", "completions", None), 5)
+            assert (await ask(client)).error is None
+            answered.set()
+            await asyncio.sleep(0.05)
+            assert (await ask(client)).error is None
+            client.close()
+
+    answered = asyncio.Event()
+    run(ask_twice())
 
 
 @pytest.mark.parametrize(

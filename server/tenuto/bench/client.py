@@ -8,7 +8,6 @@ has whole milliseconds, of when it last looked.
 import asyncio
 import ssl
 import time
-from array import array
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -22,16 +21,14 @@ TEXTS = ("content", "text", "reasoning", "reasoning_content", "tool_calls")
 
 @dataclass(slots=True)
 class Answer:
-    """What became of one request; times are those of `time.monotonic()`, in seconds.
-
-    `due`: when it should have been sent; `texts`: the arrival of each event with text; `error`: a
-    status or a kind of failure, with what was said of it in `detail`.
-    """
+    """What became of one request; times are those of `time.monotonic()`, in seconds. `due`: when it
+    should have been sent; `texts`: the arrival of each event with text; `error`: a status or a kind
+    of failure, with what was said of it in `detail`."""
 
     due: float
     sent: float
     ended: float = 0.0
-    texts: "array[float]" = field(default_factory=lambda: array("d"))
+    texts: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     counted: int | None = None
     error: str | None = None
@@ -69,8 +66,7 @@ class Address:
 
 
 class Client:
-    """Asks one question at a time over one connection, which it renews when it has to. Its methods
-    with `on_` are for the parser."""
+    """Asks one at a time over a connection that it renews. The parser calls its `on_` methods."""
 
     def __init__(self, address: Address, timeout_s: float) -> None:
         self._address, self._timeout_s = address, timeout_s
@@ -98,7 +94,8 @@ class Client:
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Errors: OSError; UnicodeError for what is no name."""
         host, port, tls = self._address.host, self._address.port, self._address.tls
-        self._streams = await asyncio.open_connection(host, port, ssl=tls)
+        async with asyncio.timeout(self._timeout_s):
+            self._streams = await asyncio.open_connection(host, port, ssl=tls)
         return self._streams
 
     def close(self) -> None:
@@ -112,14 +109,14 @@ class Client:
         reader, writer = self._streams or await self.connect()
         self._parser, self._now, self._unread = httptools.HttpResponseParser(self), 0.0, b""
         self._is_stream = self._is_done = self._is_whole = False
-        writer.write(request)
         try:
+            writer.write(request)
             while not self._is_whole:
                 if not (data := await reader.read(READ_BYTES)):
                     raise ConnectionError("it ended before the answer did")
                 self._now = time.monotonic()
                 self._parser.feed_data(data)
-        except ConnectionError:
+        except (ConnectionError, RuntimeError):  # The latter: uvloop, of a write after a reset.
             if is_new or self._now:
                 raise
             self.close()

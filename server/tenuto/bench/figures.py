@@ -10,9 +10,6 @@ from typing import Any
 from tenuto.bench.client import Answer
 from tenuto.bench.load import Load
 
-# By name; the unit is in the name, and None says that there was nothing to measure.
-Figures = dict[str, Any]
-
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:
     """The nearest rank: the least value that at least `percent` % are not above. It did occur;
@@ -33,8 +30,9 @@ def is_good(answer: Answer, load: Load) -> bool:
     return answer.error is None and all(ms is None or s * 1000 <= ms for s, ms in limits)
 
 
-def figures_of(answers: Sequence[Answer], load: Load) -> Figures:
-    """Of one round, from its first arrival to its last end. Tokens are those of whole answers."""
+def figures_of(answers: Sequence[Answer], load: Load) -> dict[str, Any]:
+    """Of one round, from its first arrival to its last end. Tokens are those of whole answers; None
+    says that there was nothing to measure."""
     began = min((answer.due for answer in answers), default=0.0)
     elapsed_s = max((answer.ended for answer in answers), default=0.0) - began
     whole = [answer for answer in answers if answer.error is None]
@@ -61,7 +59,7 @@ def figures_of(answers: Sequence[Answer], load: Load) -> Figures:
     }
 
 
-def cost_figures(figures: Figures, cpu_s: float, peak_rss_bytes: int) -> Figures:
+def cost_figures(figures: dict[str, Any], cpu_s: float, peak_rss_bytes: int) -> dict[str, Any]:
     """What the round cost the processes that were named."""
     return {
         "cpu_s": cpu_s,
@@ -71,7 +69,7 @@ def cost_figures(figures: Figures, cpu_s: float, peak_rss_bytes: int) -> Figures
     }
 
 
-def over_rounds(rounds: Sequence[Figures]) -> dict[str, dict[str, Any]]:
+def over_rounds(rounds: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Of each figure that is a number: least, median and greatest."""
     found: dict[str, list[float]] = {}
     for name, value in chain.from_iterable(figures.items() for figures in rounds):
@@ -80,18 +78,16 @@ def over_rounds(rounds: Sequence[Figures]) -> dict[str, dict[str, Any]]:
     return {n: {"min": min(v), "median": median(v), "max": max(v)} for n, v in found.items()}
 
 
-def ratios(a: Sequence[Figures], b: Sequence[Figures]) -> dict[str, dict[str, Any]]:
+def ratios(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Each figure of A divided by B's of the same turn: what slows both at a time cancels out."""
     turns = [(x, y) for x, y in zip(a, b, strict=False) if x["is_whole"] and y["is_whole"]]
-    names = over_rounds(a).keys() & over_rounds(b).keys()
+    names = [name for name in over_rounds(a) if name in over_rounds(b)]
     pairs = [{name: _ratio(x.get(name), y.get(name)) for name in names} for x, y in turns]
-    return {
-        name: spread | {"pairs": [pair[name] for pair in pairs]}
-        for name, spread in over_rounds(pairs).items()
-    }
+    found = over_rounds(pairs)
+    return {name: found[name] | {"pairs": [pair[name] for pair in pairs]} for name in found}
 
 
-def _percentiles(name: str, seconds: Iterable[float], *percents: int) -> Figures:
+def _percentiles(name: str, seconds: Iterable[float], *percents: int) -> dict[str, Any]:
     ordered = sorted(second * 1000 for second in seconds)
     return {f"{name}_ms_p{percent}": percentile(ordered, percent) for percent in percents}
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -54,51 +54,45 @@ class Load:
         """The same for all targets. No two are the same: their prompts are in no cache."""
         random = Random(f"{self.seed} {turn} {number}")
         prompt = " ".join(random.choices(WORDS, k=self.prompt_words))
-        body: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens}
-        if self.endpoint == "chat":
-            body["messages"] = [{"role": "user", "content": prompt}]
-        else:
-            body["prompt"] = prompt
+        asked = {"messages": [{"role": "user", "content": prompt}]}
+        body = {"model": self.model, "max_tokens": self.max_tokens}
+        body |= asked if self.endpoint == "chat" else {"prompt": prompt}
         if self.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return msgspec.json.encode(body | self.body)
 
-    def arrivals(self, turn: int) -> Iterator[tuple[int, float | None]]:
-        """When each request is due, in seconds from the start; None: as soon as a stream is free.
-
-        The gaps of Poisson arrivals are exponential, with a mean of 1 / rate.
-        """
-        random, due = Random(f"{self.seed} {turn}"), 0.0
+    def arrivals(self, turn: int, began: float = 0) -> Iterator[tuple[int, float]]:
+        """When each request is due: now, whenever a stream is free to ask for the next; or after
+        the gaps of Poisson arrivals, which are exponential with a mean of 1 / rate."""
+        random, due = Random(f"{self.seed} {turn}"), began
         for number in count() if self.requests is None else range(self.requests):
-            due += random.expovariate(self.rate) if self.rate else 0
-            if self.duration is not None and due >= self.duration:
+            due = due + random.expovariate(self.rate) if self.rate else time.monotonic()
+            if self.duration is not None and due >= began + self.duration:
                 return
-            yield number, due if self.rate else None
+            yield number, due
 
 
 async def ask_all(
     address: Address, load: Load, turn: int, on_answer: Callable[[Answer], None]
 ) -> None:
-    """One round, the same for each target in the same turn.
+    """One round, the same for each target in the same turn. An arrival that finds no stream free
+    waits for one, and what it waited counts: a slow server would otherwise be asked less often, and
+    look fast ("coordinated omission")."""
 
-    An arrival that finds no stream free waits for one, and what it waited counts: a slow server
-    would otherwise be asked less often, and look fast ("coordinated omission").
-    """
-    arrivals, began = load.arrivals(turn), time.monotonic()
+    async def stream(client: Client) -> None:
+        for number, due in arrivals:
+            content = load.content(turn, number)
+            # uvloop may wake too early, by less than a millisecond.
+            while (rest_s := due - time.monotonic()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(rest_s)
+            on_answer(answer := await client.ask(content, due))
+            if answer.error == "connection":
+                await asyncio.sleep(0.1)  # Not thousands of times a second where no server is.
 
-    async def stream() -> None:
-        with closing(Client(address, load.timeout)) as client:
-            # Connecting is not what is measured; what fails now fails again with a request.
-            with suppress(OSError, UnicodeError):
-                await client.connect()
-            for number, after_s in arrivals:
-                due = time.monotonic() if after_s is None else began + after_s
-                if load.duration is not None and due >= began + load.duration:
-                    return
-                content = load.content(turn, number)
-                # uvloop may wake too early, by less than a millisecond.
-                while (rest_s := due - time.monotonic()) > 0:  # noqa: ASYNC110
-                    await asyncio.sleep(rest_s)
-                on_answer(await client.ask(content, due))
-
-    await asyncio.gather(*(stream() for _ in range(load.streams)))
+    with ExitStack() as opened:
+        streams = range(min(load.streams, load.requests or MAX))
+        clients = [opened.enter_context(closing(Client(address, load.timeout))) for _ in streams]
+        # Connecting is not what is measured; what fails now fails again with a request.
+        await asyncio.gather(*(client.connect() for client in clients), return_exceptions=True)
+        arrivals = load.arrivals(turn, time.monotonic())
+        await asyncio.gather(*map(stream, clients))

@@ -1,17 +1,15 @@
 """A whole run: every target once before it counts, then round by round in turn."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
+from typing import Any
 
 from tenuto.bench.client import Address, Answer
-from tenuto.bench.figures import Figures, cost_figures, figures_of, over_rounds, ratios
+from tenuto.bench.figures import cost_figures, figures_of, over_rounds, ratios
 from tenuto.bench.load import Load, ask_all
 from tenuto.bench.processes import cost_of
-
-# Takes the rounds that are done, of all targets together, and what is done now.
-OnProgress = Callable[[float, str], None]
 
 
 @dataclass
@@ -21,15 +19,16 @@ class Target:
     name: str
     address: Address
     pids: list[int] = field(default_factory=list)
-    rounds: list[Figures] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
-async def run(targets: Sequence[Target], load: Load, on_progress: OnProgress) -> None:
-    """Errors: ConnectionError if a target does not answer a single request of its warm-up."""
+async def run(targets: list[Target], load: Load, on_progress: Callable[[float, str], None]) -> None:
+    """`on_progress` gets the rounds that are done, of all targets together, and what is done now.
+    Errors: ConnectionError if a target answers not a single request of its warm-up."""
     warm_up = replace(load, requests=load.warmup, duration=None, rate=None)
     for target in targets if load.warmup else ():
         on_progress(0, f"{target.name}: warm-up")
-        answers: list[Answer] = []
+        answers = list[Answer]()
         await ask_all(target.address, warm_up, -1, answers.append)
         if all(answer.error for answer in answers):
             said = f"{answers[0].error} {answers[0].detail!r}"
@@ -40,10 +39,9 @@ async def run(targets: Sequence[Target], load: Load, on_progress: OnProgress) ->
 
 
 async def _round(
-    target: Target, load: Load, turn: int, number: int, on_progress: OnProgress
+    target: Target, load: Load, turn: int, number: int, on_progress: Callable[[float, str], None]
 ) -> None:
-    answers: list[Answer] = []
-    is_whole = False
+    answers, is_whole = list[Answer](), False
 
     def on_answer(answer: Answer) -> None:
         answers.append(answer)
@@ -63,16 +61,13 @@ async def _round(
         target.rounds.append(figures | {"generator_cpu_s": own_s, "is_whole": is_whole})
 
 
-def document(targets: Sequence[Target], load: Load, ended: str) -> dict[str, Any]:
+def document(targets: list[Target], load: Load, ended: str) -> dict[str, Any]:
     """Everything that was measured. Another meaning of a name needs another version."""
     first, *others = targets
-    return {
-        "tenuto_bench": 1,
-        "ended": ended,
-        "load": asdict(load),
-        "targets": {
-            t.name: {"url": t.address.url, "over_rounds": over_rounds(t.rounds), "rounds": t.rounds}
-            for t in targets
-        },
-        "ratios": {f"{first.name}/{t.name}": ratios(first.rounds, t.rounds) for t in others},
+    rows = {
+        t.name: {"url": t.address.url, "over_rounds": over_rounds(t.rounds), "rounds": t.rounds}
+        for t in targets
     }
+    pairs = {f"{first.name}/{t.name}": ratios(first.rounds, t.rounds) for t in others}
+    about = {"tenuto_bench": 1, "ended": ended, "load": asdict(load)}
+    return about | {"targets": rows, "ratios": pairs}
