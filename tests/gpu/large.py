@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tenuto.models.devices import installed_devices
 from tests.live.conftest import DEMO
 
 FP8_MAX = 448.0
-# Of what is free. The files' pages and the weights that sleep are in memory side by side.
-DISK_SHARE, MEMORY_SHARE = 0.8, 0.4
+# Of what is free. The files' pages and the weights that sleep are in memory side by side, as the
+# weights and the KV cache are on the GPU.
+DISK_SHARE, MEMORY_SHARE, GPU_SHARE = 0.8, 0.4, 0.5
 Tensors = dict[str, torch.Tensor]
 
 
@@ -40,7 +42,8 @@ def make_large(directory: Path, shape: Shape) -> int:
     directory.mkdir()
     memory_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     disk_bytes = shutil.disk_usage(directory).free
-    room = min(disk_bytes * DISK_SHARE, memory_bytes * MEMORY_SHARE)
+    gpu_bytes = [device.total_bytes * GPU_SHARE for device in installed_devices()[:1]]
+    room = min(disk_bytes * DISK_SHARE, memory_bytes * MEMORY_SHARE, *gpu_bytes)
     num_layers = min(shape.max_layers, int(room / shape.layer_bytes))
     for file in DEMO.glob("checkpoint/*token*"):
         shutil.copy(file, directory)

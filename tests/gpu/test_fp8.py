@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def tokens_per_s(server: LiveServer) -> float:
 
 
 @pytest.mark.parametrize("quant_method", ["compressed-tensors", "fp8"])
-def test_fp8_format(tmp_path: Path, quant_method: str) -> None:
+def test_fp8_format(tmp_path: Path, quant_method: str, figures: dict[str, Any]) -> None:
     row = {"id": MODEL, "source": str(checkpoint_in(tmp_path, quant_method))}
     registry = write_registry(tmp_path / "registry.yaml", [row])
     environment = {"TENUTO_CACHE_DIR": str(tmp_path / "cache")}
@@ -44,4 +45,4 @@ def test_fp8_format(tmp_path: Path, quant_method: str) -> None:
             answer = server.chat(question, temperature=0).json()
             assert answer["choices"][0]["message"]["content"] == expected
         tokens_per_s(server)
-        print(f"\n{quant_method}: {tokens_per_s(server):.0f} tokens/s, {STREAMS} choices at once")
+        figures.setdefault("fp8_tokens_per_s", {})[quant_method] = tokens_per_s(server)

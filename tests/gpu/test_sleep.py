@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tenuto.models.devices import installed_devices
+from tests.gpu.conftest import DEVICES
 from tests.live.conftest import LiveServer, launched, write_registry
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1500)]
-HAS_GPU = bool(installed_devices())
+HAS_GPU = bool(DEVICES)
 # Their levels: one keeps its weights in the host's memory, the other reads its files again.
 ONE, TWO = "one", "two"
 LOAD_S = 600
@@ -52,18 +52,12 @@ class Bench:
         return time.monotonic() - began
 
 
-def gpu_bytes() -> int:
+def gpu_gib() -> float | None:
     """In use on the first GPU."""
+    if not HAS_GPU:
+        return None
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return int(subprocess.run(query, capture_output=True, check=True).stdout.split()[0]) << 20
-
-
-def say(what: str, figure: str) -> None:
-    print(f"| {what} | {figure} |")
-
-
-def say_gpu_bytes(what: str) -> None:
-    say(f"GPU memory in use, {what}", f"{gpu_bytes() / GIB:.1f} GiB" if HAS_GPU else "needs a GPU")
+    return int(subprocess.run(query, capture_output=True, check=True).stdout.split()[0]) / 1024
 
 
 @pytest.fixture(scope="module")
@@ -89,26 +83,20 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield Bench(server, file_bytes)
 
 
-def test_sleep_wake_and_swap(bench: Bench) -> None:
-    print("\n| what | figure |\n|---|---|")
-    if not HAS_GPU:
-        say("a dry run without a GPU", "what would sleep is unloaded, and loaded again to wake")
-    say("weights of each of two models", f"{bench.file_bytes / GIB:.1f} GiB")
-    cold_s, first = bench.ask(ONE)
-    say("cold load to answer", f"{cold_s:.1f} s")
-    say_gpu_bytes("awake")
+def test_sleep_wake_and_swap(bench: Bench, figures: dict[str, Any]) -> None:
+    found: dict[str, float | None] = {"weights_gib": bench.file_bytes / GIB}
+    figures["sleep"] = found
+    found["cold_load_s"], first = bench.ask(ONE)
+    found["gpu_gib_awake"] = gpu_gib()
     assert bench.row(ONE)["can_sleep"] is HAS_GPU
-    say("sleep, level 1", f"{bench.sleep(ONE):.1f} s")
-    say_gpu_bytes("asleep")
-    wake_s, again = bench.ask(ONE)
-    say("wake to answer, level 1", f"{wake_s:.1f} s")
+    found["sleep_s"] = bench.sleep(ONE)
+    found["gpu_gib_asleep"] = gpu_gib()
+    found["wake_s"], again = bench.ask(ONE)
     answers = {ONE: first, TWO: bench.ask(TWO)[1]}
-    swaps = {ONE: "from level 2 to level 1", TWO: "from level 1 to level 2"}
-    for model, direction in swaps.items():
-        swap_s, text = bench.ask(model)
-        say(f"swap to answer, {direction}", f"{swap_s:.1f} s")
+    for model, direction in ((ONE, "level_2_to_1"), (TWO, "level_1_to_2")):
+        found[f"swap_s_{direction}"], text = bench.ask(model)
         assert text == answers[model]
+    found["gpu_gib_one_awake_one_asleep"] = gpu_gib()
     assert again == first
     assert bench.row(ONE)["failed_wakes"] == bench.row(TWO)["failed_wakes"] == 0
     assert (bench.row(ONE)["wake_s"] is not None) is HAS_GPU
-    say_gpu_bytes("one awake and one asleep")
