@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scripts.benchmarks import report
 from scripts.benchmarks.alone import alone
-from scripts.benchmarks.measure import OnStep, Subject, measured, num_steps, warmed_up
+from scripts.benchmarks.measure import OnStep, Subject, num_steps, of_loads, of_modules, warmed_up
 from scripts.benchmarks.one_layer import make_one_layer
 from scripts.benchmarks.peers import ROOT, RUST_BINARY, Peers
 from scripts.benchmarks.rows import LITELLM, ROWS, RUST, Round
@@ -82,7 +82,10 @@ def _rounds(number: int, is_small: bool, bar: Progress) -> list[Round]:
         bar.update(task, total=num_steps(subjects, number), completed=0)
         if not is_small:
             warmed_up(subjects, on_step)
-        return [measured(subjects, turn, is_small, on_step) for turn in range(number)]
+        return [
+            {**of_loads(subjects, turn, is_small, on_step), **of_modules(is_small, on_step)}
+            for turn in range(number)
+        ]
 
 
 @contextmanager

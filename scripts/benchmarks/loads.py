@@ -1,17 +1,15 @@
-"""What is asked of the servers. Every answer has as many tokens as it may."""
+"""What is asked of a server when it is its turn. Every answer has as many tokens as it may."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from scripts.benchmarks.peers import MODEL
-from scripts.benchmarks.rows import LITELLM, SATURATION, SHORT, STREAMS, TTFT
+from scripts.benchmarks.rows import SATURATION, SHORT, STREAMS, TTFT
 from tenuto.bench.load import Load
 
-SMALLER = 16
+SMALLER = 4
 # Where three would fight for two cores, what they get is chance: the generator has one for itself.
 APART = {SATURATION}
-# LiteLLM takes as long for one as vLLM for a dozen.
-SLOWER = {LITELLM: 4}
 
 
 def _chats(streams: int, requests: int, tokens: int, stream: bool = True) -> Load:
@@ -27,14 +25,14 @@ def _chats(streams: int, requests: int, tokens: int, stream: bool = True) -> Loa
 
 
 _LOADS = {
-    STREAMS: _chats(32, 128, 128),
-    SATURATION: _chats(128, 384, 128),
-    SHORT: _chats(8, 400, 8, stream=False),
-    TTFT.format(1): _chats(1, 100, 16),
-    TTFT.format(8): _chats(8, 400, 16),
+    STREAMS: _chats(32, 32, 128),
+    SATURATION: _chats(128, 256, 128),
+    SHORT: _chats(8, 96, 8, stream=False),
+    TTFT.format(1): _chats(1, 24, 16),
+    TTFT.format(8): _chats(8, 96, 16),
     # Bursts: all begin, and thus end, at a time.
-    TTFT.format(32): _chats(32, 32 * 20, 16),
-    TTFT.format(128): _chats(128, 128 * 8, 16),
+    TTFT.format(32): _chats(32, 32 * 5, 16),
+    TTFT.format(128): _chats(128, 128 * 2, 16),
 }
 # With a seed of its own no load has another's prompts, which would be in the prefix cache.
 LOADS: Mapping[str, Load] = {
@@ -42,7 +40,6 @@ LOADS: Mapping[str, Load] = {
 }
 
 
-def sized(load: Load, subject: str, is_small: bool) -> Load:
+def smaller(load: Load) -> Load:
     assert load.requests is not None
-    requests = load.requests // SLOWER.get(subject, 1) // (SMALLER if is_small else 1)
-    return replace(load, requests=max(load.streams, requests))
+    return replace(load, requests=max(load.streams, load.requests // SMALLER))

@@ -1,13 +1,13 @@
 """Asks every subject in turn, and judges whether what came back is what was asked for."""
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from scripts.benchmarks import counter, overhead, slow_streams
-from scripts.benchmarks.loads import APART, LOADS, sized
+from scripts.benchmarks.loads import APART, LOADS, smaller
 from scripts.benchmarks.machine import apart, busy_s, family
 from scripts.benchmarks.rows import COUNTER, OVERHEAD, ROWS, SLOW_STREAMS, TENUTO, Figures, Round
 from tenuto.bench.client import Answer
@@ -22,6 +22,9 @@ MODULES: Mapping[str, Callable[[float], dict[str, float]]] = {
 }
 # Of a module in a whole run, and in a small one.
 MODULE_S = {False: 10.0, True: 1.0}
+# Of each server in a round. A machine's speed changes within seconds: short turns share it.
+TURNS = 3
+KEPT = ("requests", "failed", "completion_tokens", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50")
 OnStep = Callable[[str], None]
 
 
@@ -42,32 +45,59 @@ class Misanswered(Exception):
     """What came back is not what was asked for: no figure would mean what it says."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """What came of one turn. `taken_s`: processor time of the front; `others_s`: of bystanders."""
+
+    answers: Sequence[Answer]
+    elapsed_s: float
+    taken_s: float
+    others_s: float
+
+
 def num_steps(subjects: Sequence[Subject], rounds: int) -> int:
     """With those of the warm-up."""
     asked = sum(len(_asked(name, subjects)) for name in LOADS)
-    return asked + rounds * (asked + len(MODULES))
+    return asked + rounds * (TURNS * asked + len(MODULES))
 
 
 def warmed_up(subjects: Sequence[Subject], on_step: OnStep) -> None:
-    _loads(subjects, -1, True, on_step)
+    for name, load in LOADS.items():
+        _turn(subjects, name, load, -1, on_step)
 
 
-def measured(subjects: Sequence[Subject], turn: int, is_small: bool, on_step: OnStep) -> Round:
-    found = dict(_loads(subjects, turn, is_small, on_step))
+def of_loads(subjects: Sequence[Subject], number: int, is_small: bool, on_step: OnStep) -> Round:
+    """In one round; each has a number of its own."""
+    found: dict[tuple[str, str], Figures] = {}
+    for name, load in LOADS.items():
+        its_load, turns = (smaller(load), 1) if is_small else (load, TURNS)
+        first = number * TURNS
+        parts = [
+            _turn(subjects, name, its_load, turn, on_step) for turn in range(first, first + turns)
+        ]
+        for subject in parts[0]:
+            found[name, subject] = figures(its_load, [part[subject] for part in parts])
+    return found
+
+
+def of_modules(is_small: bool, on_step: OnStep) -> Round:
+    found: dict[tuple[str, str], Figures] = {}
     for name, module in MODULES.items():
         on_step(name)
         found[name, TENUTO] = module(MODULE_S[is_small])
     return found
 
 
-def _loads(subjects: Sequence[Subject], turn: int, is_small: bool, on_step: OnStep) -> Round:
+def _turn(
+    subjects: Sequence[Subject], name: str, load: Load, number: int, on_step: OnStep
+) -> dict[str, Part]:
+    """One for each subject, by its name. No prompt comes in two with different numbers."""
     found = {}
-    for name, load in LOADS.items():
-        for subject in _asked(name, subjects):
-            on_step(f"{subject.name}: {name}")
-            its_load = sized(load, subject.name, is_small)
-            with apart(family(subject.leaders)) if name in APART else nullcontext():
-                found[name, subject.name] = _load(subject, name, its_load, turn)
+    for subject in _asked(name, subjects):
+        on_step(f"{subject.name}: {name}")
+        with apart(family(subject.leaders)) if name in APART else nullcontext():
+            found[subject.name] = _asked_once(subject, load, number)
+        judge(f"{subject.name}, {name}", load, found[subject.name].answers)
     return found
 
 
@@ -77,14 +107,14 @@ def _asked(load: str, subjects: Sequence[Subject]) -> list[Subject]:
     return [subject for subject in subjects if subject.name in wanted]
 
 
-def _load(subject: Subject, name: str, load: Load, turn: int) -> Figures:
+def _asked_once(subject: Subject, load: Load, number: int) -> Part:
     taking_part = [os.getpid(), *family(subject.leaders)]
-    began_s = time.monotonic(), busy_s(), _cpu_s(taking_part), _cpu_s(subject.pids)
-    answers = subject.ask(load, turn)
-    ended_s = time.monotonic(), busy_s(), _cpu_s(taking_part), _cpu_s(subject.pids)
-    elapsed_s, all_s, ours_s, taken_s = (b - a for a, b in zip(began_s, ended_s, strict=True))
-    judge(f"{subject.name}, {name}", load, answers)
-    return figures(load, answers, taken_s) | {"others_cores": (all_s - ours_s) / elapsed_s}
+    began_s = busy_s(), _cpu_s(taking_part), _cpu_s(subject.pids)
+    answers = subject.ask(load, number)
+    ended_s = busy_s(), _cpu_s(taking_part), _cpu_s(subject.pids)
+    all_s, ours_s, taken_s = (b - a for a, b in zip(began_s, ended_s, strict=True))
+    elapsed_s = max(answer.ended for answer in answers) - min(answer.due for answer in answers)
+    return Part(answers, elapsed_s, taken_s, others_s=all_s - ours_s)
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
@@ -104,11 +134,16 @@ def judge(what: str, load: Load, answers: Sequence[Answer]) -> None:
         raise Misanswered(f"{what}: {events} events with text for {tokens} tokens")
 
 
-def figures(load: Load, answers: Sequence[Answer], taken_s: float) -> dict[str, Any]:
+def figures(load: Load, parts: Sequence[Part]) -> dict[str, Any]:
+    answers = [answer for part in parts for answer in part.answers]
+    # Its rates are over all that time, in which the others had their turns.
     found = figures_of(answers, load)
     tokens, events = found["completion_tokens"], sum(len(answer.texts) for answer in answers)
-    return found | {
+    elapsed_s, taken_s = sum(part.elapsed_s for part in parts), sum(part.taken_s for part in parts)
+    return {name: found[name] for name in KEPT} | {
+        "tokens_per_s": tokens / elapsed_s,
         "events_per_token": events / tokens,
         "cpu_ms_per_1000_tokens": taken_s / tokens * 1e6,
         "cpu_ms_per_request": taken_s / len(answers) * 1e3,
+        "others_cores": sum(part.others_s for part in parts) / elapsed_s,
     }

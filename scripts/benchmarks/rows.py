@@ -28,7 +28,7 @@ def difference(a: float, b: float) -> float:
 
 
 def ratio_above(a: float, b: float, base: float) -> float:
-    """What `b` adds is taken for a hundredth of `base` at least: less is chance, and may be none."""
+    """What `b` adds counts as a hundredth of `base` at least: less is chance, and may be none."""
     return (a - base) / max(b - base, base / 100)
 
 

@@ -6,8 +6,18 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from scripts.benchmarks.loads import LOADS, sized
-from scripts.benchmarks.measure import Misanswered, figures, judge, num_steps, warmed_up
+from scripts.benchmarks.loads import LOADS, smaller
+from scripts.benchmarks.measure import (
+    MODULES,
+    TURNS,
+    Misanswered,
+    Part,
+    figures,
+    judge,
+    num_steps,
+    of_loads,
+    warmed_up,
+)
 from scripts.benchmarks.rows import ALONE, LITELLM, RUST, SATURATION, STREAMS, TENUTO, VLLM
 from tenuto.bench.client import Answer
 from tenuto.bench.load import Load
@@ -28,18 +38,29 @@ class Scripted:
     pids: Sequence[int] = (os.getpid(),)
     leaders: Sequence[int] = ()
     cores: list[set[int]] = field(default_factory=list)
+    turns: list[tuple[int, int]] = field(default_factory=list)
 
     def ask(self, load: Load, turn: int) -> list[Answer]:
         self.cores.append(os.sched_getaffinity(0))
+        self.turns.append((load.seed, turn))
         return [answer(load.max_tokens, int(load.stream)) for _ in range(load.requests or 0)]
 
 
-def test_whole_answers() -> None:
-    judge("a server", LOAD, [answer(), answer(events=1)])
-    found = figures(LOAD, [answer(), answer(events=1)], taken_s=0.004)
-    assert found["events_per_token"] == 5 / 8
+def test_figures_are_of_all_turns() -> None:
+    parts = [
+        Part([answer(), answer(events=1)], elapsed_s=1, taken_s=0.003, others_s=0),
+        Part([answer(), answer()], elapsed_s=3, taken_s=0.005, others_s=1),
+    ]
+    for part in parts:
+        judge("a server", LOAD, part.answers)
+    found = figures(LOAD, parts)
+    assert (found["requests"], found["completion_tokens"]) == (4, 16)
+    assert found["events_per_token"] == 13 / 16
+    assert found["tokens_per_s"] == 4
     assert found["cpu_ms_per_1000_tokens"] == pytest.approx(500)
     assert found["cpu_ms_per_request"] == pytest.approx(2)
+    assert found["others_cores"] == 0.25
+    assert found["ttft_ms_p50"] == 1000
 
 
 def test_a_failed_request_fails_the_run() -> None:
@@ -64,14 +85,32 @@ def test_answers_that_are_not_whole(answers: list[Answer]) -> None:
         judge("a server", LOAD, answers)
 
 
-def test_subjects_take_turns_and_are_asked_for_what_a_row_wants() -> None:
+def test_subjects_take_turns() -> None:
     steps: list[str] = []
     subjects = [Scripted(name) for name in (TENUTO, VLLM, ALONE, LITELLM, RUST)]
-    warmed_up(subjects, steps.append)
+    found = of_loads(subjects, 0, False, steps.append)
     of_streams = [step.split(": ")[0] for step in steps if step.endswith(f": {STREAMS}")]
-    assert of_streams == [TENUTO, VLLM, ALONE, LITELLM, RUST]
-    assert [s for s in steps if LITELLM in s] == [f"{LITELLM}: {STREAMS}"]
-    assert num_steps(subjects, rounds=0) == len(steps)
+    assert of_streams == [TENUTO, VLLM, ALONE, LITELLM, RUST] * TURNS
+    assert {step for step in steps if LITELLM in step} == {f"{LITELLM}: {STREAMS}"}
+    assert found[STREAMS, VLLM]["requests"] == TURNS * (LOADS[STREAMS].requests or 0)
+
+
+def test_steps_are_counted() -> None:
+    steps: list[str] = []
+    subjects = [Scripted(TENUTO), Scripted(VLLM)]
+    warmed_up(subjects, steps.append)
+    for number in range(2):
+        of_loads(subjects, number, False, steps.append)
+    assert len(steps) == num_steps(subjects, 2) - 2 * len(MODULES)
+
+
+def test_no_turn_has_the_number_of_another() -> None:
+    """Its prompts would be in the prefix cache."""
+    tenuto = Scripted(TENUTO)
+    warmed_up([tenuto], list[str]().append)
+    for number in range(2):
+        of_loads([tenuto], number, False, list[str]().append)
+    assert len(tenuto.turns) == len(set(tenuto.turns))
 
 
 def test_the_generator_has_one_core_at_saturation_alone() -> None:
@@ -89,11 +128,6 @@ def test_no_two_loads_have_a_prompt_in_common() -> None:
     assert len(prompts) == len(LOADS)
 
 
-@pytest.mark.parametrize("name", LOADS)
-def test_sizes(name: str) -> None:
-    """A small run still fills its streams, and LiteLLM is asked less."""
-    load = LOADS[name]
-    small, slow = sized(load, TENUTO, True), sized(load, LITELLM, False)
-    assert sized(load, TENUTO, False) == load
-    assert load.streams <= (small.requests or 0) < (load.requests or 0)
-    assert load.streams <= (slow.requests or 0) < (load.requests or 0)
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+def test_a_small_run_still_fills_its_streams(load: Load) -> None:
+    assert load.streams <= (smaller(load).requests or 0) <= (load.requests or 0)
