@@ -32,7 +32,8 @@ from tenuto.bench.client import Address, Client
 
 REQUESTS, REAL_REQUESTS = 200_000, 5_000
 # Steady, and slower than the servers can: limits remember the requests of a minute, whose number
-# would otherwise be the slope. For the same reason the warm-up should last a minute.
+# would otherwise be the slope. For the same reason the warm-up should last a minute; and 20,000
+# requests, with which SQLite has filled its page cache of 2 MiB.
 PER_S, REAL_PER_S = 1000, 60
 WARM_UP_SHARE = 0.75
 BLOCKS = 20
