@@ -15,6 +15,7 @@ from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from tenuto.engine.forkserver import EngineContext, first_line
@@ -29,6 +30,8 @@ from tenuto.errors import CheckpointError, EngineStartError
 logger = logging.getLogger(__name__)
 # Without a KV budget vLLM takes a share of the whole host's memory and refuses a second engine.
 DEFAULT_CPU_KV_CACHE_BYTES = 256 << 20
+# Without it vLLM plans for a batch job: on the largest GPUs for an eighth of a server's sequences.
+SERVER = UsageContext.OPENAI_API_SERVER
 # With a KV budget vLLM takes no share of the GPU, and yet wants that much to be free at its start:
 # beside another model it never would. What fits is the planner's to say. Not tried on a GPU yet.
 UNGUARDED_SHARE = 0.05
@@ -79,7 +82,7 @@ class VllmBackend:
             with phases.timed("checkpoint"):
                 args = self._engine_args(spec)
             with phases.timed("configuration"):
-                config = AsyncEngineArgs(**args).create_engine_config()
+                config = AsyncEngineArgs(**args).create_engine_config(SERVER)
             with phases.timed("connection"):
                 llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
                 phases.update(self._context.phases())
