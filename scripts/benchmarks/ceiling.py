@@ -6,16 +6,12 @@ is this process: not the limit, as long as it is idle for a part of the time.
 python -m scripts.benchmarks.ceiling [--seconds S]
 """
 
-import argparse
-import json
 import time
 
-import uvloop
-
+from scripts.benchmarks.asking import answers_of, as_command
 from scripts.benchmarks.scripted_server import MODEL, Scripted, scripted_server
-from tenuto.bench.client import Answer
 from tenuto.bench.figures import figures_of
-from tenuto.bench.load import Load, ask_all
+from tenuto.bench.load import Load
 from tenuto.bench.processes import cpu_s
 
 STREAMS, TOKENS, WARM_UP_S = (16, 128, 512), 256, 1.0
@@ -34,12 +30,9 @@ def measured(seconds: float) -> dict[str, float]:
 
 
 def _measure(server: Scripted, streams: int, seconds: float) -> dict[str, float]:
-    load, answers = (
-        Load(model=MODEL, streams=streams, duration=seconds, max_tokens=TOKENS),
-        list[Answer](),
-    )
+    load = Load(model=MODEL, streams=streams, duration=seconds, max_tokens=TOKENS)
     began, own_s, its_s = time.monotonic(), time.process_time(), cpu_s(server.pid)
-    uvloop.run(ask_all(server.address(), load, 0, answers.append))
+    answers = answers_of(server.address(), load)
     elapsed_s = time.monotonic() - began
     own_s, its_s = time.process_time() - own_s, cpu_s(server.pid) - its_s
     figures = figures_of(answers, load)
@@ -54,11 +47,5 @@ def _measure(server: Scripted, streams: int, seconds: float) -> dict[str, float]
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=15)
-    print(json.dumps(measured(parser.parse_args().seconds)))
-
-
 if __name__ == "__main__":
-    main()
+    as_command(measured, __doc__, seconds=15)

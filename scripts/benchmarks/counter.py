@@ -3,8 +3,6 @@
 python -m scripts.benchmarks.counter [--seconds S]
 """
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +14,14 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import msgspec
-import uvloop
 from tokenizers import Tokenizer
 
+from scripts.benchmarks.asking import answers_of, as_command
 from scripts.benchmarks.peers import KEY, MODEL, Peers, Server
 from scripts.benchmarks.scripted_server import CHECKPOINT
-from tenuto.bench.client import Address, Answer
+from tenuto.bench.client import Address
 from tenuto.bench.figures import figures_of
-from tenuto.bench.load import WORDS, Load, ask_all
+from tenuto.bench.load import WORDS, Load
 
 ROUTE, CONNECTIONS = "utils/token_counter", (4, 8, 16, 32, 64)
 ROUNDS, NUM_PROMPTS, NUM_WORDS = 5, 5000, 200
@@ -87,8 +85,7 @@ def _judge(server: Server, tokenizer: Tokenizer, prompt: str) -> None:
 
 
 def _served_per_s(server: Server, load: Load) -> float:
-    answers: list[Answer] = []
-    uvloop.run(ask_all(CounterAddress(server.url, ROUTE, KEY), load, 0, answers.append))
+    answers = answers_of(CounterAddress(server.url, ROUTE, KEY), load)
     figures = figures_of(answers, load)
     assert not figures["failed"], figures["first_error"]
     return float(figures["requests_per_s"])
@@ -103,11 +100,5 @@ def _encoded_per_s(tokenizer: Tokenizer, prompts: Sequence[str], seconds: float)
     raise AssertionError("there are no prompts")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20)
-    print(json.dumps(measured(parser.parse_args().seconds)))
-
-
 if __name__ == "__main__":
-    main()
+    as_command(measured, __doc__)

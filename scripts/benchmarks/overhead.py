@@ -7,19 +7,16 @@ second, which has no engine to pay for: an upper bound. Chats are short, half of
 python -m scripts.benchmarks.overhead [--seconds S]
 """
 
-import argparse
-import json
 import time
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-import uvloop
-
 from scripts.benchmarks import peers
+from scripts.benchmarks.asking import answers_of, as_command
 from scripts.benchmarks.scripted_server import CHECKPOINT, MODEL, scripted_server
-from tenuto.bench.client import Address, Answer
-from tenuto.bench.load import Load, ask_all
+from tenuto.bench.client import Address
+from tenuto.bench.load import Load
 from tenuto.bench.processes import cpu_s
 
 ROUTE = "chat/completions"
@@ -72,16 +69,8 @@ def _cost_us(pid: int, address: Address, model: str, requests: int) -> float:
 
 
 def _ask(address: Address, load: Load) -> None:
-    answers: list[Answer] = []
-    uvloop.run(ask_all(address, load, 0, answers.append))
-    assert not [answer.error for answer in answers if answer.error]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20)
-    print(json.dumps(measured(parser.parse_args().seconds)))
+    assert not [answer.error for answer in answers_of(address, load) if answer.error]
 
 
 if __name__ == "__main__":
-    main()
+    as_command(measured, __doc__)

@@ -15,12 +15,12 @@ from socket import create_server
 from typing import Any
 
 import httpx
-import uvloop
 import yaml
 
+from scripts.benchmarks.asking import answers_of
 from scripts.benchmarks.rows import LITELLM, RUST, TENUTO, VLLM
 from tenuto.bench.client import Address, Answer
-from tenuto.bench.load import Load, ask_all
+from tenuto.bench.load import Load
 
 ROOT = Path(__file__).parents[2]
 MODEL = "one-layer"
@@ -58,9 +58,7 @@ class Server:
     leaders: Sequence[int]
 
     def ask(self, load: Load, turn: int) -> list[Answer]:
-        answers: list[Answer] = []
-        uvloop.run(ask_all(Address(self.url, load.route, KEY), load, turn, answers.append))
-        return answers
+        return answers_of(Address(self.url, load.route, KEY), load, turn)
 
 
 class Peers:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
+from scripts.benchmarks.asking import answers_of
 from scripts.benchmarks.peers import KEY, MODEL
-from tenuto.bench.client import Address, Answer
+from tenuto.bench.client import Address
 from tenuto.bench.figures import figures_of
-from tenuto.bench.load import Load, ask_all
+from tenuto.bench.load import Load
 from tests.gpu.conftest import DEVICES
 from tests.gpu.servers import chat, tenuto, vllm
 from tests.live.conftest import DEMO
@@ -61,8 +61,7 @@ def throughput(url: str, streams: int) -> dict[str, Any]:
         timeout=600,
     )
     for turn in range(2):
-        answers: list[Answer] = []
-        uvloop.run(ask_all(Address(url, load.route, KEY), load, turn, answers.append))
+        answers = answers_of(Address(url, load.route, KEY), load, turn)
     found = figures_of(answers, load)
     assert not found["failed"], found["first_error"]
     return {name: found[name] for name in NAMES}
