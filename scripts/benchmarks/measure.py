@@ -24,7 +24,12 @@ MODULES: Mapping[str, Callable[[float], dict[str, float]]] = {
 MODULE_S = {False: 10.0, True: 1.0}
 # Of each server in a round. A machine's speed changes within seconds: short turns share it.
 TURNS = 3
-KEPT = ("requests", "failed", "completion_tokens", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50")
+KEPT = (
+    "requests",
+    "failed",
+    "completion_tokens",
+    *(f"{time}_ms_{p}" for time in ("ttft", "itl") for p in ("p50", "p99")),
+)
 OnStep = Callable[[str], None]
 
 
@@ -138,6 +143,7 @@ def figures(load: Load, parts: Sequence[Part]) -> dict[str, Any]:
     answers = [answer for part in parts for answer in part.answers]
     # Its rates are over all that time, in which the others had their turns.
     found = figures_of(answers, load)
+    step_ms = found["itl_ms_p50"]
     tokens, events = found["completion_tokens"], sum(len(answer.texts) for answer in answers)
     elapsed_s, taken_s = sum(part.elapsed_s for part in parts), sum(part.taken_s for part in parts)
     return {name: found[name] for name in KEPT} | {
@@ -146,4 +152,6 @@ def figures(load: Load, parts: Sequence[Part]) -> dict[str, Any]:
         "cpu_ms_per_1000_tokens": taken_s / tokens * 1e6,
         "cpu_ms_per_request": taken_s / len(answers) * 1e3,
         "others_cores": sum(part.others_s for part in parts) / elapsed_s,
+        # The median gap between two events is a step of the engine.
+        "itl_p99_steps": found["itl_ms_p99"] / step_ms if step_ms else None,
     }

@@ -97,6 +97,7 @@ ROWS = (
     Row(f"CPU per short unstreamed chat / {PYTHON}", SHORT, CPU_OF_ONE, BOTH, ratio, 0.45, 0.30),
     *map(_first_token_above, (1, 8)),
     *(_first_token(streams, figure) for streams in (32, 128) for figure in (P50, P99)),
+    Row("between tokens at 32, p99, engine steps", STREAMS, "itl_p99_steps", OWN, itself, 2, 1.5),
     Row("token counter / `tokenizers`", COUNTER, "ratio", OWN, itself, 0.25, 0.5, at_least=True),
     Row("2,000 slow streams: cores", SLOW_STREAMS, "cores", OWN, itself, 1, 0.4),
     Row("2,000 slow streams: KiB of each", SLOW_STREAMS, "kib_per_stream", OWN, itself, 60, 30),

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -10,6 +11,36 @@ from tenuto.errors import TooLarge, encoded
 logger = logging.getLogger(__name__)
 STALLED_S = 60.0
 SLACK_BYTES = 64 << 10
+
+
+class OneWrite:
+    """A connection's transport that sends an answer's head together with what comes next. uvicorn
+    writes them apart: two system calls, and a client that wakes up twice."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            # In case nothing comes soon.
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class TimedProtocol(HttpToolsProtocol):
@@ -27,7 +58,7 @@ class TimedProtocol(HttpToolsProtocol):
     _pending_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
         self._begin()
 
     def data_received(self, data: bytes) -> None:

@@ -113,11 +113,8 @@ async def ask(app: Any, secret: str, path: str, body: dict[str, Any], *, leaves:
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(170)
-async def test_no_request_above_its_limit_and_none_refused_below(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_request_above_its_limit_and_none_refused_below(tmp_path: Path) -> None:
     clock, chance = Clock(), random.Random(3)
-    monkeypatch.setattr("limits.storage.memory.time.time", clock)
     askers = [key_of(number, chance) for number in range(NUM_KEYS)]
     keys, limiter = Keys(), Audited(clock)
     keys.adopt(askers, has_stored=True)

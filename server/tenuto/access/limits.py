@@ -7,10 +7,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
-
 from tenuto.access.keys import Key, Limits
 from tenuto.errors import RateLimited
 
@@ -20,18 +16,15 @@ PARALLEL_RETRY_S = 1
 
 
 @dataclass
-class TokenWindow:
-    """Tokens of the last minute, exactly. (`limits` keeps an entry for every single token.)"""
+class Window:
+    """What was spent in the last minute, exactly: requests, or tokens."""
 
     _spent: deque[tuple[float, int]] = field(default_factory=deque)
     _total: int = 0
 
-    def add(self, now: float, tokens: int) -> None:
-        # Of a key without a limit nobody asks for the total: what is old would stay.
-        self.total(now)
-        if tokens:
-            self._spent.append((now, tokens))
-            self._total += tokens
+    def add(self, now: float, amount: int) -> None:
+        self._spent.append((now, amount))
+        self._total += amount
 
     def total(self, now: float) -> int:
         while self._spent and self._spent[0][0] <= now - MINUTE_S:
@@ -46,8 +39,8 @@ class TokenWindow:
         """Seconds until the total is below the limit, when nothing is added."""
         over = self.total(now) - limit
         if over >= 0:
-            for when, tokens in self._spent:
-                over -= tokens
+            for when, amount in self._spent:
+                over -= amount
                 if over < 0:
                     return when + MINUTE_S - now
         return 0.0
@@ -55,23 +48,25 @@ class TokenWindow:
 
 @dataclass
 class _Spent:
-    """Of one key. `month` is that of `month_tokens`, as (year, month)."""
+    """Of one key; the windows of what it may use without limit stay empty. `month_tokens` are of
+    the month that ends at `month_end`, in seconds since the epoch."""
 
-    window: TokenWindow = field(default_factory=TokenWindow)
+    requests: Window = field(default_factory=Window)
+    tokens: Window = field(default_factory=Window)
     running: int = 0
-    month: tuple[int, int] = (0, 0)
+    month_end: float = 0.0
     month_tokens: int = 0
 
     def in_month(self, now: float) -> int:
-        month = _month_of(now)
-        if month != self.month:
-            self.month, self.month_tokens = month, 0
+        if now >= self.month_end:
+            self.month_end, self.month_tokens = _month_end(now), 0
         return self.month_tokens
 
-    def add(self, now: float, tokens: int) -> None:
-        self.window.add(now, tokens)
+    def add(self, limits: Limits, now: float, tokens: int) -> None:
         self.in_month(now)
         self.month_tokens += tokens
+        if limits.tokens_per_minute is not None and tokens:
+            self.tokens.add(now, tokens)
 
 
 class Admission:
@@ -91,7 +86,7 @@ class Admission:
                 retry_after_s=math.ceil(MINUTE_S),
                 is_final=True,
             )
-        self._spent.add(self._limiter.clock(), prompt_tokens)
+        self._spent.add(self._key.limits, self._limiter.clock(), prompt_tokens)
 
     def release(self, completion_tokens: int) -> None:
         """`completion_tokens` are those of all candidates."""
@@ -99,20 +94,17 @@ class Admission:
             return
         self._is_released = True
         self._spent.running -= 1
-        self._spent.add(self._limiter.clock(), completion_tokens)
+        self._spent.add(self._key.limits, self._limiter.clock(), completion_tokens)
 
     def headers(self) -> dict[str, str]:
         return self._limiter.headers(self._key, self._spent)
 
 
 class Limiter:
-    """In this process's memory. `clock` tells the time of day, as the windows of `limits` do."""
+    """In this process's memory. `clock` tells the time of day."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
-        self._storage = MemoryStorage()
-        self._requests = MovingWindowRateLimiter(self._storage)
-        self._items: dict[int, RateLimitItem] = {}
         self._spent: dict[str, _Spent] = {}
 
     def spent_this_month(self, tokens: Mapping[str, int]) -> None:
@@ -126,74 +118,60 @@ class Limiter:
         """Errors: `RateLimited`. A request is let in while less is used than its key may use; what
         then runs may go beyond. One that is refused uses nothing up."""
         now, limits = self.clock(), key.limits
-        spent = self._spent.setdefault(key.id, _Spent())
-        error = self._excess(limits, spent, now)
-        limit = limits.requests_per_minute
-        if error is None and limit is not None and not self._hit(limit, key.id):
-            reset_s = self._requests_left(limit, key.id, now)[1]
-            error = RateLimited(
-                f"This key may make {limit} requests a minute.", retry_after_s=_whole(reset_s)
-            )
+        spent = self._spent.get(key.id)
+        if spent is None:
+            spent = self._spent[key.id] = _Spent()
+        error = _excess(limits, spent, now)
         if error is not None:
             error.headers |= self.headers(key, spent)
             raise error
+        if limits.requests_per_minute is not None:
+            spent.requests.add(now, 1)
         spent.running += 1
         return Admission(self, key, spent)
 
     def headers(self, key: Key, spent: _Spent) -> dict[str, str]:
         """As OpenAI's API names them: of requests and of tokens, where they are limited."""
-        now = self.clock()
-        found: dict[str, str] = {}
-        limit = key.limits.requests_per_minute
-        if limit is not None:
-            left, reset_s = self._requests_left(limit, key.id, now)
-            found |= _headers("requests", limit, left, reset_s)
-        limit = key.limits.tokens_per_minute
-        if limit is not None:
-            left = max(0, limit - spent.window.total(now))
-            found |= _headers("tokens", limit, left, spent.window.empty_after_s(now))
-        return found
+        now, limits = self.clock(), key.limits
+        return _headers("requests", limits.requests_per_minute, spent.requests, now) | _headers(
+            "tokens", limits.tokens_per_minute, spent.tokens, now
+        )
 
-    def _excess(self, limits: Limits, spent: _Spent, now: float) -> RateLimited | None:
-        limit = limits.parallel_requests
-        if limit is not None and spent.running >= limit:
+
+def _excess(limits: Limits, spent: _Spent, now: float) -> RateLimited | None:
+    """The first limit that leaves no room."""
+    limit = limits.parallel_requests
+    if limit is not None and spent.running >= limit:
+        return RateLimited(
+            f"This key may have {limit} requests at once.", retry_after_s=PARALLEL_RETRY_S
+        )
+    windows = (
+        (limits.tokens_per_minute, spent.tokens, "use", "tokens"),
+        (limits.requests_per_minute, spent.requests, "make", "requests"),
+    )
+    for limit, window, does, what in windows:
+        if limit is not None and window.total(now) >= limit:
             return RateLimited(
-                f"This key may have {limit} requests at once.", retry_after_s=PARALLEL_RETRY_S
+                f"This key may {does} {limit} {what} a minute.",
+                retry_after_s=_whole(window.below_after_s(limit, now)),
             )
-        limit = limits.tokens_per_minute
-        if limit is not None and spent.window.total(now) >= limit:
-            reset_s = spent.window.below_after_s(limit, now)
-            return RateLimited(
-                f"This key may use {limit} tokens a minute.", retry_after_s=_whole(reset_s)
-            )
-        limit = limits.tokens_per_month
-        if limit is not None and spent.in_month(now) >= limit:
-            return RateLimited(
-                f"This key may use {limit} tokens a month.",
-                retry_after_s=_whole(_month_end(now) - now),
-                is_final=True,
-            )
-        return None
-
-    def _hit(self, limit: int, key_id: str) -> bool:
-        return self._requests.hit(self._item(limit), key_id)
-
-    def _requests_left(self, limit: int, key_id: str, now: float) -> tuple[int, float]:
-        reset_at, left = self._requests.get_window_stats(self._item(limit), key_id)
-        return left, max(0.0, reset_at - now)
-
-    def _item(self, limit: int) -> RateLimitItem:
-        item = self._items.get(limit)
-        if item is None:
-            item = self._items[limit] = RateLimitItemPerMinute(limit)
-        return item
+    limit = limits.tokens_per_month
+    if limit is not None and spent.in_month(now) >= limit:
+        return RateLimited(
+            f"This key may use {limit} tokens a month.",
+            retry_after_s=_whole(spent.month_end - now),
+            is_final=True,
+        )
+    return None
 
 
-def _headers(what: str, limit: int, left: int, reset_s: float) -> dict[str, str]:
+def _headers(what: str, limit: int | None, window: Window, now: float) -> dict[str, str]:
+    if limit is None:
+        return {}
     return {
         f"x-ratelimit-limit-{what}": str(limit),
-        f"x-ratelimit-remaining-{what}": str(left),
-        f"x-ratelimit-reset-{what}": f"{reset_s:.3f}s",
+        f"x-ratelimit-remaining-{what}": str(max(0, limit - window.total(now))),
+        f"x-ratelimit-reset-{what}": f"{window.empty_after_s(now):.3f}s",
     }
 
 
@@ -201,11 +179,6 @@ def _whole(seconds: float) -> int:
     return max(1, math.ceil(seconds))
 
 
-def _month_of(now: float) -> tuple[int, int]:
-    day = time.gmtime(now)
-    return day.tm_year, day.tm_mon
-
-
 def _month_end(now: float) -> float:
-    year, month = _month_of(now)
-    return timegm((year + month // 12, month % 12 + 1, 1, 0, 0, 0))
+    day = time.gmtime(now)
+    return timegm((day.tm_year + day.tm_mon // 12, day.tm_mon % 12 + 1, 1, 0, 0, 0))

@@ -32,7 +32,7 @@ from tenuto.errors import (
 )
 
 logger = logging.getLogger(__name__)
-OPEN_PATHS = {"/health", "/health/liveliness", "/health/readiness", "/openapi.json", "/docs"}
+OPEN_PATHS = {"/", "/health", "/health/liveliness", "/health/readiness", "/openapi.json", "/docs"}
 OPEN_PREFIXES = ("/static/",)
 ADMIN_PREFIX = "/admin/"
 SAFETY_HEADERS = (
@@ -137,11 +137,10 @@ class Edge:
         if exchange.is_metered and self._services.recorder is not None:
             row = usage_of(exchange, scope["route"].name, status, seconds)
             self._services.recorder.add(row)
-        metrics.requests.labels(route, exchange.model, status).inc()
-        metrics.duration.labels(route).observe(seconds)
-        if exchange.tally is not None:
-            metrics.prompt_tokens.labels(exchange.model).inc(exchange.tally.prompt_tokens)
-            metrics.completion_tokens.labels(exchange.model).inc(exchange.tally.completion_tokens)
+        metrics.answered(route, exchange.model, status, seconds)
+        tally = exchange.tally
+        if tally is not None:
+            metrics.used(exchange.model, tally.prompt_tokens, tally.completion_tokens)
         logger.log(
             # Probes come every few seconds and say nothing.
             logging.DEBUG if _is_open(scope["path"]) else logging.INFO,

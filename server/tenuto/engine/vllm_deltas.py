@@ -1,4 +1,4 @@
-"""The deltas of one streamed sequence, without what vLLM makes of each of them.
+"""The deltas of one sequence, without what vLLM makes of each of them.
 
 Of every token vLLM's output processor makes a `RequestOutput` and a `CompletionOutput`, 27 fields,
 and hands them on through an `asyncio.Event` and two generators: half of what a token costs there.
@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import FinishReason
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
@@ -72,6 +73,10 @@ class DeltaState(RequestState):
         **kwargs: Any,
     ) -> None:
         finished = finish_reason is not None
+        if self.output_kind is RequestOutputKind.FINAL_ONLY:
+            if not finished:
+                return
+            new_token_ids = self.detokenizer.output_token_ids
         text = self.detokenizer.get_next_output_text(finished, delta=True)
         delta = Delta(0, text, new_token_ids)
         if finished:
@@ -80,7 +85,7 @@ class DeltaState(RequestState):
 
 
 class DeltaSteps:
-    """`AsyncLLM.generate` for one sequence of which only the deltas are wanted.
+    """`AsyncLLM.generate` for one sequence of which only the deltas are wanted, or one of all.
 
     `add` gives the request to `llm`, on the first step. Closing aborts it there. Errors: those of
     `add`, `EngineLost`, `BadRequest`.

@@ -32,6 +32,7 @@ from tenuto.engine.verifier import Verifier
 from tenuto.engine.vllm_deltas import DeltaSteps
 from tenuto.engine.vllm_errors import constraint_errors, translated
 from tenuto.engine.vllm_params import sampling_params, step
+from tenuto.engine.vllm_sockets import make_direct
 from tenuto.errors import EngineLost, EngineStartError
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class VllmEngine:
         start_phases: Phases,
     ) -> None:
         self._llm = llm
+        make_direct(llm.engine_core)
         # vLLM asks a pool of tokenizers for it with each request: 30 us.
         llm.renderer.get_eos_token_id = cache(llm.renderer.get_eos_token_id)
         self._process = process
@@ -87,7 +89,7 @@ class VllmEngine:
             raise EngineStartError(f"model {spec.model_id}: cannot {spec.task}, but: {able}")
 
     def generate(self, prompt: Prompt, sampling: Sampling, request_id: str) -> Steps:
-        if sampling.stream and sampling.n == 1 and not _asks_logprobs(sampling):
+        if sampling.n == 1 and not _asks_logprobs(sampling):
             added = partial(self._added, prompt, sampling, request_id)
             return DeltaSteps(self._llm, added, sampling)
         return self._outputs(prompt, sampling, request_id)
