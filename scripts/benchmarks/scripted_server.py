@@ -138,23 +138,16 @@ class PacedBackend(FakeBackend):
         return PacedEngine(interval_s=self.interval_s)
 
 
-class Nothing:
-    """In place of every metric."""
+class NoMetrics(Metrics):
+    """They stay as they are."""
 
-    def labels(self, *labels: object) -> "Nothing":
-        return self
+    def answered(self, *args: object) -> None: ...
 
-    def inc(self, amount: float = 1) -> None: ...
-
-    def observe(self, amount: float) -> None: ...
+    def used(self, *args: object) -> None: ...
 
 
 def _metrics_of(pool: Pool, *, bare: bool) -> Metrics:
-    metrics = Metrics(pool.unfinished, pool.failed_wakes)
-    if bare:
-        for name in ("requests", "duration", "prompt_tokens", "completion_tokens"):
-            setattr(metrics, name, Nothing())
-    return metrics
+    return (NoMetrics if bare else Metrics)(pool.unfinished, pool.failed_wakes)
 
 
 def _services(interval_s: float, state: Path | None) -> Services:
