@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,16 +17,18 @@ import pytest
 import yaml
 from starlette.types import ASGIApp
 
+from tenuto.access.guessing import Guesses
 from tenuto.access.keys import Keys
+from tenuto.access.limits import Limiter
 from tenuto.access.usage import Recorder
+from tenuto.api.readings import metrics_of
 from tenuto.api.services import Services
 from tenuto.app import build_app
 from tenuto.cli.serve import with_stored
 from tenuto.engine.fake import FakeBackend, FakeEngine
 from tenuto.models.pool import Pool, Terms
 from tenuto.models.registry import Registry, load_registry
-from tenuto.observe.metrics import Metrics
-from tenuto.serving import Server, listen
+from tenuto.serving import Server, Tls, address, listen
 from tenuto.wire.bounds import Bounds
 
 T = TypeVar("T")
@@ -124,6 +127,7 @@ class Setup:
     terms: Terms = field(default_factory=Terms)
     services: dict[str, Any] = field(default_factory=dict)
     state_dir: Path | None = None
+    tls: Tls | None = None
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app
 
 
@@ -161,31 +165,33 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
     async def serve() -> None:
         registry = make_registry(directory, setup.models)
         pool = Pool(registry, setup.backend, setup.terms)
+        limiter = Limiter()
+        guesses = setup.services.get("guesses") or Guesses()
         services = Services(
             registry=registry,
             pool=pool,
             keys=setup.keys,
-            metrics=Metrics(pool.unfinished, pool.failed_wakes),
+            metrics=metrics_of(pool, limiter, guesses),
             bounds=setup.bounds,
             eager=setup.eager,
             strict_params=setup.strict_params,
             keep_alive_s=setup.keep_alive_s,
             key_watcher=watcher,
             recorder=Recorder(watcher.store.engine) if watcher is not None else None,
-            **setup.services,
+            **{"limiter": limiter, "guesses": guesses, **setup.services},
         )
         # The server asks no more of its app than uvicorn does.
         app: Any = setup.wrap(build_app(services, setup.cors_origins))
-        server = Server(app, services, setup.drain_s)
+        server = Server(app, services, setup.drain_s, tls=setup.tls)
         started.set_result((server, services, asyncio.get_running_loop()))
         await server.serve(sockets=[listener])
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     server, services, loop = started.result(timeout=10)
-    host, port = listener.getsockname()[:2]
-    url = f"http://{host}:{port}"
-    with httpx.Client(base_url=url, timeout=10) as client:
+    url = address(listener, is_tls=setup.tls is not None)
+    trusted: Any = ssl.create_default_context(cafile=setup.tls.certificate) if setup.tls else True
+    with httpx.Client(base_url=url, timeout=10, verify=trusted) as client:
         running = Running(url, services, setup.backend, loop, client, server, thread)
         yield running
     server.should_exit = True

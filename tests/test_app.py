@@ -70,7 +70,6 @@ def test_unknown_model_in_the_path(several: Running, prefix: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/"),
         ("GET", "/v2/models"),
         ("POST", "/v1/rerank"),
         ("POST", "/v1/responses"),

@@ -2,12 +2,14 @@
 
 import signal
 import socket
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from tenuto.errors import ConfigError, EngineStartError
-from tenuto.serving import address, listen
-from tests.conftest import Running, Serve
+from tenuto.serving import Tls, address, listen, tls_of
+from tests.conftest import MODEL, Running, Serve
 from tests.engines import StepwiseBackend
 
 
@@ -80,3 +82,40 @@ def test_a_failure_is_logged_and_ends_the_server(
     own.wait_ended()
     assert own.process.failed
     assert "model demo: no memory" in caplog.text
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """A certificate that signs itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = Tls(folder / "cert.pem", folder / "key.pem")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    names = ["-subj", "/CN=tenuto", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-out", str(made.certificate), "-keyout", str(made.key)]
+    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
+    return made
+
+
+def test_tls(serve: Serve, tls: Tls) -> None:
+    server = serve(tls=tls)
+    assert server.url.startswith("https://")
+    assert server.chat("over TLS", max_tokens=3).json()["usage"]["completion_tokens"] == 3
+    with server.client.stream(
+        "POST",
+        "/v1/completions",
+        json={"model": MODEL, "prompt": "over TLS", "stream": True},
+    ) as response:
+        assert [line for line in response.iter_lines() if line][-1] == "data: [DONE]"
+
+
+def test_tls_wants_a_pair(tls: Tls, tmp_path: Path) -> None:
+    assert tls_of(None, None) is None
+    assert tls_of(tls.certificate, tls.key) == tls
+    for files, said in (
+        ((tls.certificate, None), "both"),
+        ((None, tls.key), "both"),
+        ((tls.certificate, tmp_path / "none.pem"), "none.pem"),
+        ((tls.certificate, tls.certificate), "cert.pem"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            tls_of(*files)

@@ -37,6 +37,10 @@ VALUES: dict[str, tuple[str, Any]] = {
     "usage_days": ("30", 30),
     "cache_dir": ("/c", Path("/c")),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+    "slow_s": ("2.5", 2.5),
+    "tls_cert": ("cert.pem", Path("cert.pem")),
+    "tls_key": ("key.pem", Path("key.pem")),
     "bounds": ('{"n": 3}', Bounds(n=3)),
 }
 

@@ -19,10 +19,13 @@ from tempfile import TemporaryDirectory
 
 from scripts.benchmarks.peers import ROOT, started
 from tenuto.access.database import open_database
+from tenuto.access.guessing import Guesses
 from tenuto.access.key_store import KeyStore
 from tenuto.access.keys import Keys
+from tenuto.access.limits import Limiter
 from tenuto.access.new_key import MAX_COUNT, MAX_MONTHLY, NewKey
 from tenuto.access.usage import Recorder
+from tenuto.api.readings import metrics_of
 from tenuto.api.services import Services
 from tenuto.app import build_app
 from tenuto.bench.client import Address
@@ -145,20 +148,21 @@ class NoMetrics(Metrics):
 
     def used(self, *args: object) -> None: ...
 
-
-def _metrics_of(pool: Pool, *, bare: bool) -> Metrics:
-    return (NoMetrics if bare else Metrics)(pool.unfinished, pool.failed_wakes)
+    def gaps(self, *args: object) -> None: ...
 
 
 def _services(interval_s: float, state: Path | None) -> Services:
     registry, keys = load_registry(DEMO / "registry.yaml"), Keys()
     pool = Pool(registry, PacedBackend(interval_s=interval_s))
     watcher = with_stored(keys, state) if state else None
+    limiter, guesses = Limiter(), Guesses()
     return Services(
         registry=registry,
         pool=pool,
         keys=keys,
-        metrics=_metrics_of(pool, bare=state is None),
+        metrics=NoMetrics() if state is None else metrics_of(pool, limiter, guesses),
+        limiter=limiter,
+        guesses=guesses,
         bounds=Bounds(),
         eager=(MODEL,),
         key_watcher=watcher,

@@ -26,7 +26,10 @@ from tenuto.api.generate import GenerationRoutes
 from tenuto.api.health import HealthRoutes
 from tenuto.api.models import ModelRoutes
 from tenuto.api.openapi import REQUESTS, answers, body_of, describe
+from tenuto.api.page import FILES, PREFIX, page
+from tenuto.api.readings import readings
 from tenuto.api.services import Services
+from tenuto.api.status import StatusRoutes
 from tenuto.api.tokens import TokenRoutes
 from tenuto.errors import ApiError, MethodNotAllowed, NotFound, TenutoError
 
@@ -68,10 +71,15 @@ def _add_routes(app: FastAPI, services: Services) -> None:
     generation, tokens = GenerationRoutes(services), TokenRoutes(services)
     models, health = ModelRoutes(services), HealthRoutes(services)
     admin, keys = AdminRoutes(services), KeyRoutes(services)
+    app.add_api_route("/", page, response_model=None, include_in_schema=False)
+    app.mount(PREFIX, FILES)
     _add(app, "GET", "/health", health.health)
     _add(app, "GET", "/health/liveliness", health.liveliness)
     _add(app, "GET", "/health/readiness", health.readiness)
     _add(app, "GET", "/metrics", health.metrics)
+    status = StatusRoutes(services)
+    _add(app, "GET", "/status", status.status)
+    _add(app, "GET", "/admin/conformance", status.conformance)
     _add(app, "GET", "/admin/models", admin.models)
     for action in (admin.load, admin.sleep, admin.unload):
         _add(app, "POST", f"/admin/models/{{name:path}}/{action.__name__}", action)
@@ -140,6 +148,7 @@ def _lifespan(services: Services, on_failure: Failed) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(_load(services, on_failure))]
+        tasks.append(asyncio.create_task(services.history.run(lambda: readings(services.pool))))
         if services.key_watcher is not None:
             tasks.append(asyncio.create_task(services.key_watcher.run()))
         recorder = services.recorder

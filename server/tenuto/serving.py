@@ -5,8 +5,11 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,6 +27,28 @@ SAME_SIGNAL_S = 1
 BACKLOG = 2048
 
 
+@dataclass(frozen=True)
+class Tls:
+    """Files, PEM; read once, at the start."""
+
+    certificate: Path
+    key: Path
+
+
+def tls_of(certificate: Path | None, key: Path | None) -> Tls | None:
+    """Errors: `ConfigError` for one without the other, and for files that are not a pair."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError("TLS wants both a certificate and its key: --tls-cert and --tls-key")
+    try:
+        # Never asks for a passphrase: nobody may be there.
+        ssl.create_default_context().load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"TLS with {certificate} and {key}: {error}") from None
+    return Tls(certificate, key)
+
+
 class Server(uvicorn.Server):
     """uvicorn closes its listener on the first signal; this one keeps answering 503 while the
     running requests finish, then closes. A second signal ends at once."""
@@ -36,6 +61,7 @@ class Server(uvicorn.Server):
         reloader: Reloader | None = None,
         *,
         watch: bool = False,
+        tls: Tls | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -45,6 +71,8 @@ class Server(uvicorn.Server):
                 server_header=False,
                 timeout_graceful_shutdown=CLOSE_CONNECTIONS_S,
                 http=timed_protocol(services.request_timeout_s, services.bounds.header_bytes),
+                ssl_certfile=tls.certificate if tls is not None else None,
+                ssl_keyfile=tls.key if tls is not None else None,
             )
         )
         self.failed = False
@@ -130,6 +158,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def address(listener: socket.socket) -> str:
+def address(listener: socket.socket, *, is_tls: bool = False) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -55,5 +55,11 @@ class Settings(BaseSettings):
         None, ge=1, description="days after which single requests are forgotten; their sums stay"
     )
     cache_dir: Path = Field(Path("~/.cache/tenuto"), description="folder for rewritten checkpoints")
+    tls_cert: Path | None = Field(None, description="file with the certificate chain, PEM")
+    tls_key: Path | None = Field(None, description="file with its private key, PEM")
+    log_format: Literal["text", "json"] = Field("text", description="form of the log's lines")
+    slow_s: float = Field(
+        60, gt=0, description="seconds from which a request's log line is a warning"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     bounds: Bounds = Field(default=Bounds(), description="limits of a request")

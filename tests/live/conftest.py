@@ -115,7 +115,7 @@ def launched(
 def listening_at(process: subprocess.Popen[bytes], log: Path) -> str:
     began = time.monotonic()
     while time.monotonic() - began < START_S:
-        found = re.search(r"listening on (\S+)", log.read_text())
+        found = re.search(r"listening on ([^\s\"]+)", log.read_text())
         if found:
             return found[1]
         assert process.poll() is None, log.read_text()

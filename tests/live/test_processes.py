@@ -162,7 +162,7 @@ def test_a_model_that_does_not_start_ends_the_server_with_its_cause(tmp_path: Pa
 def test_a_crash_spills_no_request(tmp_path: Path) -> None:
     arguments = {"worker_cls": "tests.live.faulty_worker.FaultyWorker"}
     registry = registry_in(tmp_path, {"id": MODEL, "engine_args": arguments})
-    environment = {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "DEBUG"}
+    environment = {"PYTHONPATH": str(ROOT), "TENUTO_LOG_LEVEL": "debug"}
     with launched(tmp_path, "--registry", registry, environment=environment) as server:
         secret = "Xylophone quartz jumps"
         token_ids = server.client.post("/tokenize", json={"model": MODEL, "prompt": secret}).json()[

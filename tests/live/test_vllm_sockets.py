@@ -60,6 +60,7 @@ async def test_what_is_sent_arrives_in_order() -> None:
 
 async def test_a_closed_one_is_not_watched_any_more() -> None:
     with pair(zmq.PULL, zmq.PUSH) as (ours, theirs):
+        assert not theirs.closed
         waiting = asyncio.create_task(taken(ours))
         await asyncio.sleep(0)
         descriptor = ours.fileno()

@@ -21,7 +21,7 @@ ARROWS = {
     "engine": {"errors"},
     "wire": {"errors"},
     "access": {"errors"},
-    "observe": {"errors"},
+    "observe": {"engine.types", "errors"},
     "errors": set(),
     "settings": {"wire.bounds"},
     "conformance": set(),

@@ -19,10 +19,11 @@ MAX_WAITING = 100
 
 @dataclass
 class Guesses:
-    """`sleep` and `clock` are in seconds."""
+    """`sleep` and `clock` are in seconds. `refused` counts those that were not even delayed."""
 
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.monotonic
+    refused: int = 0
     _failures: OrderedDict[str, tuple[int, float]] = field(default_factory=OrderedDict)
     _num_waiting: int = 0
 
@@ -33,6 +34,7 @@ class Guesses:
         if delay_s == 0:
             return
         if self._num_waiting >= MAX_WAITING:
+            self.refused += 1
             raise RateLimited("Too many wrong API keys.", retry_after_s=int(FORGET_S))
         self._num_waiting += 1
         try:

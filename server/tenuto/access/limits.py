@@ -11,6 +11,7 @@ from tenuto.access.keys import Key, Limits
 from tenuto.errors import RateLimited
 
 MINUTE_S = 60.0
+LIMITS = ("requests_per_minute", "tokens_per_minute", "tokens_per_month", "parallel_requests")
 # What a client is told that asks again while others of its key still run.
 PARALLEL_RETRY_S = 1
 
@@ -81,6 +82,7 @@ class Admission:
         """Errors: `RateLimited` for a prompt that alone is more than its key may use a minute."""
         limit = self._key.limits.tokens_per_minute
         if limit is not None and prompt_tokens > limit:
+            self._limiter.refused["tokens_per_minute"] += 1
             raise RateLimited(
                 f"The prompt has {prompt_tokens} tokens, and this key may use {limit} a minute.",
                 retry_after_s=math.ceil(MINUTE_S),
@@ -101,10 +103,11 @@ class Admission:
 
 
 class Limiter:
-    """In this process's memory. `clock` tells the time of day."""
+    """In this process's memory. `clock` tells the time of day; `refused` counts by limit."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
+        self.refused = dict.fromkeys(LIMITS, 0)
         self._spent: dict[str, _Spent] = {}
 
     def spent_this_month(self, tokens: Mapping[str, int]) -> None:
@@ -121,8 +124,10 @@ class Limiter:
         spent = self._spent.get(key.id)
         if spent is None:
             spent = self._spent[key.id] = _Spent()
-        error = _excess(limits, spent, now)
-        if error is not None:
+        excess = _excess(limits, spent, now)
+        if excess is not None:
+            limit, error = excess
+            self.refused[limit] += 1
             error.headers |= self.headers(key, spent)
             raise error
         if limits.requests_per_minute is not None:
@@ -138,30 +143,26 @@ class Limiter:
         )
 
 
-def _excess(limits: Limits, spent: _Spent, now: float) -> RateLimited | None:
+def _excess(limits: Limits, spent: _Spent, now: float) -> tuple[str, RateLimited] | None:
     """The first limit that leaves no room."""
     limit = limits.parallel_requests
     if limit is not None and spent.running >= limit:
-        return RateLimited(
-            f"This key may have {limit} requests at once.", retry_after_s=PARALLEL_RETRY_S
-        )
+        message = f"This key may have {limit} requests at once."
+        return "parallel_requests", RateLimited(message, retry_after_s=PARALLEL_RETRY_S)
     windows = (
         (limits.tokens_per_minute, spent.tokens, "use", "tokens"),
         (limits.requests_per_minute, spent.requests, "make", "requests"),
     )
     for limit, window, does, what in windows:
         if limit is not None and window.total(now) >= limit:
-            return RateLimited(
-                f"This key may {does} {limit} {what} a minute.",
-                retry_after_s=_whole(window.below_after_s(limit, now)),
-            )
+            message = f"This key may {does} {limit} {what} a minute."
+            retry_after_s = _whole(window.below_after_s(limit, now))
+            return f"{what}_per_minute", RateLimited(message, retry_after_s=retry_after_s)
     limit = limits.tokens_per_month
     if limit is not None and spent.in_month(now) >= limit:
-        return RateLimited(
-            f"This key may use {limit} tokens a month.",
-            retry_after_s=_whole(spent.month_end - now),
-            is_final=True,
-        )
+        message = f"This key may use {limit} tokens a month."
+        retry_after_s = _whole(spent.month_end - now)
+        return "tokens_per_month", RateLimited(message, retry_after_s=retry_after_s, is_final=True)
     return None
 
 

@@ -30,10 +30,14 @@ from tenuto.errors import (
     UnknownKey,
     encoded,
 )
+from tenuto.observe.logs import AnsweredLine
+from tenuto.observe.metrics import Answered
 
 logger = logging.getLogger(__name__)
 OPEN_PATHS = {"/", "/health", "/health/liveliness", "/health/readiness", "/openapi.json", "/docs"}
 OPEN_PREFIXES = ("/static/",)
+# Asked for every few seconds, whatever happens.
+POLLED = {"/metrics", "/status"}
 ADMIN_PREFIX = "/admin/"
 SAFETY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -130,28 +134,35 @@ class Edge:
             return limited
         return error
 
-    def _record(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
-        metrics = self._services.metrics
-        route = getattr(scope.get("route"), "path", "unmatched")
+    def _record(self, scope: Scope, exchange: Exchange, duration_s: float) -> None:
         status = exchange.status if exchange.ended else CLIENT_LEFT
         if exchange.is_metered and self._services.recorder is not None:
-            row = usage_of(exchange, scope["route"].name, status, seconds)
+            row = usage_of(exchange, scope["route"].name, status, duration_s)
             self._services.recorder.add(row)
-        metrics.answered(route, exchange.model, status, seconds)
-        tally = exchange.tally
-        if tally is not None:
-            metrics.used(exchange.model, tally.prompt_tokens, tally.completion_tokens)
-        logger.log(
-            # Probes come every few seconds and say nothing.
-            logging.DEBUG if _is_open(scope["path"]) else logging.INFO,
-            "%s %s %s %d %.3f s %s",
-            exchange.request_id,
-            scope["method"],
-            route,
-            status,
-            seconds,
+        answer = Answered(
+            getattr(scope.get("route"), "path", "unmatched"),
             exchange.model,
+            status,
+            duration_s,
+            exchange.queue_s,
+            exchange.first_token_s,
         )
+        self._count(exchange, answer)
+        line = AnsweredLine(exchange.request_id, scope["method"], answer)
+        logger.log(line.level(self._services.slow_s, is_probe=_is_probe(scope["path"])), line)
+
+    def _count(self, exchange: Exchange, answer: Answered) -> None:
+        metrics, model, tally = self._services.metrics, exchange.model, exchange.tally
+        metrics.answered(answer)
+        if answer.first_token_s is not None:
+            self._services.history.first_token(model, answer.first_token_s)
+        if exchange.gaps is not None:
+            metrics.gaps(model, exchange.gaps)
+        if answer.status == CLIENT_LEFT and model:
+            metrics.aborted(model)
+        if tally is not None:
+            cached = sum(tally.cached_tokens.values())
+            metrics.used(model, tally.prompt_tokens, cached, tally.completion_tokens)
 
 
 def error_response(error: ApiError) -> Response:
@@ -185,6 +196,10 @@ def _headers_of(exchange: Exchange) -> Iterator[tuple[bytes, bytes]]:
 
 def _is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+
+
+def _is_probe(path: str) -> bool:
+    return _is_open(path) or path in POLLED
 
 
 def _host(scope: Scope) -> str | None:

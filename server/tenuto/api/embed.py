@@ -64,8 +64,8 @@ class EmbeddingRoutes:
         dimensions: int | None,
         exchange: Exchange,
     ) -> list[list[float]]:
-        asker = exchange.asker(priority_of(exchange.key, None))
-        lease = await self._services.pool.lease(entry, len(rendered), asker)
+        priority = priority_of(exchange.key, None)
+        lease = await self._services.lease(exchange, entry, len(rendered), priority)
         try:
             with lease.watched() as engine:
                 return await embedded(engine, rendered, dimensions)

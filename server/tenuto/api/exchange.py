@@ -16,6 +16,7 @@ from tenuto.engine.types import Prompt
 from tenuto.generation.fold import Folded
 from tenuto.generation.usage import Tally
 from tenuto.models.waiting import Asker
+from tenuto.observe.metrics import Gaps
 
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CLIENT_LEFT = 499
@@ -29,7 +30,8 @@ class Exchange:
     """`is_metered`: its use is written down. `tally` is there once the prompt is charged.
     `folded` are the candidates so far, where they are not answered as they come. `ended`: the
     answer's last byte was handed over; else the client left: a 499. `patience_s` is how long the
-    client waits in silence, as far as it says."""
+    client waits in silence, as far as it says. `queue_s` is what the model's engine was waited for,
+    `gaps` lie between the events of a stream."""
 
     request_id: str
     patience_s: float = math.inf
@@ -39,7 +41,9 @@ class Exchange:
     model: str = ""
     tally: Tally | None = None
     folded: Folded | None = None
+    queue_s: float | None = None
     first_token_s: float | None = None
+    gaps: Gaps | None = None
     status: int = 0
     started: bool = False
     ended: bool = False

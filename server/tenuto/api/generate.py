@@ -24,6 +24,7 @@ from tenuto.generation.run import Generation, start
 from tenuto.generation.translate import Plan
 from tenuto.models.registry import Entry, Target
 from tenuto.models.slot import Lease
+from tenuto.observe.metrics import Gaps
 from tenuto.wire.parse import with_defaults
 from tenuto.wire.requests import GenerationRequest
 
@@ -77,9 +78,8 @@ class GenerationRoutes:
         return _Job(entry, endpoint, plan, rendered, prompts.facts)
 
     async def _start(self, job: "_Job", exchange: Exchange) -> tuple[Generation, Lease]:
-        lease = await self._services.pool.lease(
-            job.entry, job.sequences, exchange.asker(job.plan.sampling.priority)
-        )
+        priority = job.plan.sampling.priority
+        lease = await self._services.lease(exchange, job.entry, job.sequences, priority)
         try:
             with lease.watched() as engine:
                 generation = await start(
@@ -114,8 +114,9 @@ class GenerationRoutes:
         else:
             steps = await self._steps(job, exchange)
         frames = job.endpoint.frames(head, job.prompts, job.plan)
-        exchange.tally = frames.tally
-        return EventStream(steps, frames, self._services.keep_alive_s, headers, at_once=early)
+        exchange.tally, exchange.gaps = frames.tally, Gaps()
+        keep_alive_s = self._services.keep_alive_s
+        return EventStream(steps, frames, keep_alive_s, headers, exchange.gaps, at_once=early)
 
     async def _steps(self, job: "_Job", exchange: Exchange) -> Steps:
         if job.plan.sampling.stream:

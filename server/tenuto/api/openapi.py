@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from tenuto import __version__
 from tenuto.access.new_key import NewKey
+from tenuto.engine.types import Sampling
+from tenuto.generation.translate import DEFAULT_COMPLETION_MAX_TOKENS
 from tenuto.wire.bounds import Bounds, Range, ranges
 from tenuto.wire.requests import (
     ChatRequest,
@@ -15,6 +18,7 @@ from tenuto.wire.requests import (
     CounterRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    GenerationRequest,
     TokenizeRequest,
 )
 
@@ -86,12 +90,29 @@ def _schemas(bounds: Bounds) -> dict[str, Any]:
     for name, model in REQUESTS.items():
         schema = model.model_json_schema(ref_template=REFERENCE)
         schemas.update(schema.pop("$defs", {}))
-        for parameter, interval in ranges(bounds).items():
+        # A chat's `logprobs` is no number.
+        intervals = {**ranges(bounds), "logprobs": Range(0, bounds.logprobs)}
+        for parameter, interval in intervals.items():
             for option in schema["properties"].get(parameter, {}).get("anyOf", []):
                 if option.get("type") in ("integer", "number"):
                     option.update(_limits(interval))
+        if issubclass(model, GenerationRequest):
+            for parameter, value in _defaults(model).items():
+                schema["properties"][parameter]["default"] = value
         schemas[name] = schema
     return schemas
+
+
+def _defaults(model: type[GenerationRequest]) -> dict[str, float]:
+    """Of the numbers and switches that a request may leave out."""
+    known = {field.name: field.default for field in msgspec.structs.fields(Sampling)}
+    if model is CompletionRequest:
+        known["max_tokens"] = DEFAULT_COMPLETION_MAX_TOKENS
+    return {
+        name: value
+        for name, value in known.items()
+        if name in model.model_fields and isinstance(value, int | float)
+    }
 
 
 def _limits(interval: Range) -> dict[str, float]:

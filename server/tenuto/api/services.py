@@ -1,7 +1,9 @@
 """What the routes work with, built once in `app.py`."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tenuto.access.guessing import Guesses
 from tenuto.access.keys import Key, Keys
@@ -14,6 +16,8 @@ from tenuto.errors import BadRequest, ModelNotAllowed, UnknownModel
 from tenuto.generation.policy import Policy
 from tenuto.models.pool import Pool
 from tenuto.models.registry import Entry, Registry, Target
+from tenuto.models.slot import Lease
+from tenuto.observe.history import History
 from tenuto.observe.metrics import Metrics
 from tenuto.wire.bounds import Bounds
 
@@ -72,6 +76,7 @@ class Services:
     keys: Keys
     metrics: Metrics
     bounds: Bounds
+    history: History = field(default_factory=History)
     guesses: Guesses = field(default_factory=Guesses)
     recorder: Recorder | None = None
     limiter: Limiter = field(default_factory=Limiter)
@@ -79,6 +84,8 @@ class Services:
     strict_params: bool = False
     share_prefix_cache: bool = True
     admin_remote: bool = False
+    slow_s: float = 60
+    state_dir: Path | None = None
     request_timeout_s: float = 60
     keep_alive_s: float = 15
     gate: Gate = field(default_factory=Gate)
@@ -109,6 +116,16 @@ class Services:
     def salt(self, key: Key | None, asked: str | None) -> str | None:
         """What parts the prefix cache: keys that do not share it never hit each other's."""
         return asked if self.share_prefix_cache or key is None else f"{key.id}:{asked or ''}"
+
+    async def lease(
+        self, exchange: Exchange, entry: Entry, sequences: int, priority: int = 0
+    ) -> Lease:
+        """Errors: `Unavailable`."""
+        began = time.monotonic()
+        try:
+            return await self.pool.lease(entry, sequences, exchange.asker(priority))
+        finally:
+            exchange.queue_s = (exchange.queue_s or 0.0) + time.monotonic() - began
 
     def admit(self, exchange: Exchange) -> None:
         """Errors: `RateLimited`. An open server limits nobody."""

@@ -21,6 +21,7 @@ from tenuto.api.exchange import CLIENT_LEFT
 from tenuto.engine.types import Step, Steps
 from tenuto.errors import ApiError, InternalError
 from tenuto.generation.frames import KEEP_ALIVE, Frames, error_frame
+from tenuto.observe.metrics import Gaps
 
 logger = logging.getLogger(__name__)
 HEADERS = {
@@ -116,6 +117,7 @@ class EventStream(Response):
         frames: Frames,
         keep_alive_s: float,
         headers: Mapping[str, str],
+        gaps: Gaps,
         *,
         at_once: bool = False,
     ) -> None:
@@ -126,6 +128,7 @@ class EventStream(Response):
         self._steps = steps
         self._frames = frames
         self._keep_alive_s = keep_alive_s
+        self._gaps = gaps
         self._at_once = at_once
         self._last_sent_s = 0.0
         self._sending = False
@@ -150,6 +153,7 @@ class EventStream(Response):
                 pending += self._frames.step(step)
                 if pending:
                     await self._send(send, pending, more=True)
+                    self._gaps.sent(self._last_sent_s)
                     pending = b""
                 # What gathered while the socket was blocked can take seconds to encode.
                 if self._gone:

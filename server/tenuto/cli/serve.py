@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,8 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="One API key per line.")] = None,
     admin_key_file: Annotated[Path | None, typer.Option(help="One admin key per line.")] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Open on any address.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the registry file.")] = False,
 ) -> None:
     """Serve the models of the registry."""
@@ -39,6 +42,8 @@ def serve(
         "models": models,
         "api_key_file": api_key_file,
         "admin_key_file": admin_key_file,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
         "no_auth": no_auth or None,
         "watch": watch or None,
     }
@@ -95,20 +100,22 @@ def run(settings: Settings, watcher: "KeyWatcher") -> None:
     from tenuto.engine.arguments import engine_argument_names
     from tenuto.engine.forkserver import EngineContext, prepare_environment
     from tenuto.models.registry import chosen_models, load_registry
-    from tenuto.serving import address, listen
+    from tenuto.observe.logs import log_to_stderr
+    from tenuto.serving import address, listen, tls_of
 
     path = registry_path(settings)
     registry = load_registry(path, engine_argument_names())
     eager = chosen_models(registry, settings.models)
-    _log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, settings.log_format)
+    tls = tls_of(settings.tls_cert, settings.tls_key)
     listener = listen(settings.host, settings.port)
     prepare_environment()
-    context = EngineContext()
+    context = EngineContext(partial(log_to_stderr, settings.log_level, settings.log_format))
     context.start_server()
     from tenuto.wiring import server_of
 
-    server = server_of(settings, path, registry, watcher, eager, context)
-    logger.info("listening on %s", address(listener))
+    server = server_of(settings, path, registry, watcher, eager, context, tls)
+    logger.info("listening on %s", address(listener, is_tls=tls is not None))
     server.run(sockets=[listener])
     sys.exit(1 if server.failed else 0)
 
@@ -125,18 +132,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _log_to_stderr(level: str) -> None:
-    # What no line says need not be found out (the logging module's documentation, Optimization).
-    logging._srcfile = None
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    # Their lines repeat ours.
-    for name in ("alembic", "httpx", "uvicorn", "vllm"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,7 @@ def warm(
     from tenuto.engine.arguments import engine_argument_names
     from tenuto.engine.forkserver import EngineContext, prepare_environment
     from tenuto.engine.lazy import LazyVllm
+    from tenuto.observe.logs import log_to_stderr
     from tenuto.wiring import room_of
 
     settings = settings_at(registry)
@@ -46,7 +48,8 @@ def warm(
     # It takes them out of the environment, which engines inherit.
     keys_from(os.environ, None, None)
     prepare_environment()
-    context = EngineContext()
+    log_to_stderr("warning", "text")
+    context = EngineContext(partial(log_to_stderr, "warning", "text"))
     context.start_server()
     backend = LazyVllm(context, settings.cache_dir.expanduser(), drain_s=0)
 

@@ -90,6 +90,7 @@ class FakeEngine:
     reply: Reply = echo_reply
     capacity: int = 1024
     running: int = 0
+    num_tokens: int = 0
     generated: list[Sampling] = field(default_factory=list)
     can_sleep: bool = False
     canary: Canary = FIRST_CANARY
@@ -114,13 +115,11 @@ class FakeEngine:
         self.generated.append(sampling)
         with self._running(sampling.n):
             candidates = [self._tokens(prompt, sampling, index) for index in range(sampling.n)]
-            if sampling.stream:
-                for step in self._steps(candidates, sampling):
-                    await self._allowed()
-                    yield step
-            else:
+            whole = [_whole(index, c, sampling) for index, c in enumerate(candidates)]
+            for step in self._steps(candidates, sampling) if sampling.stream else [Step(whole)]:
                 await self._allowed()
-                yield Step([_whole(index, c, sampling) for index, c in enumerate(candidates)])
+                self.num_tokens += sum(len(delta.token_ids) for delta in step.deltas)
+                yield step
 
     async def embed(self, prompt: Prompt, dimensions: int | None, request_id: str) -> list[float]:
         with self._running(1):
@@ -146,7 +145,12 @@ class FakeEngine:
         return self.canary
 
     def stats(self) -> EngineStats:
-        return EngineStats(unfinished_requests=self.running)
+        return EngineStats(
+            unfinished_requests=self.running,
+            running_sequences=self.running,
+            kv_cache_usage=min(1.0, self.running / self.capacity),
+            generated_tokens=self.num_tokens,
+        )
 
     async def close(self, drain_s: float) -> None:
         self.lose()

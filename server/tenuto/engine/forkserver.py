@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
@@ -35,13 +36,15 @@ START_FAILURE = "EngineCore failed to start."
 # Between two looks for a process to kill: it may be made after the first.
 KILL_EVERY_S = 0.1
 T = TypeVar("T")
+SetUpLogs = Callable[[str], None]
 # CUDA reads it when a process uses a GPU for the first time.
 DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 # vLLM reads these when it is imported, here and in the fork server.
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
+    # Its lines then go where ours go.
+    "VLLM_CONFIGURE_LOGGING": "0",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Its messages quote the constraint.
@@ -53,16 +56,24 @@ ENVIRONMENT = {
 }
 
 
+def no_logs(model: str) -> None:
+    """Leaves them as they are."""
+
+
 class EngineProcess(ForkServerProcess):
     """A vLLM engine process in a session of its own, so that Ctrl-C reaches the server alone.
 
     Through `pipe` it says the phases of its start, and why it failed. It sees the GPUs that
-    `devices` names in CUDA's words; all when it is None.
+    `devices` names in CUDA's words; all when it is None. `set_up_logs` is called there with the
+    model's id.
     """
 
-    def __init__(self, pipe: Connection, devices: str | None, **kwargs: Any) -> None:
+    def __init__(
+        self, pipe: Connection, devices: str | None, set_up_logs: SetUpLogs, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self._pipe = pipe
+        self._set_up_logs = partial(set_up_logs, _model_of(kwargs["kwargs"]))
         self._devices = devices
         self._made_at = time.monotonic()
 
@@ -76,6 +87,7 @@ class EngineProcess(ForkServerProcess):
         _die_with_parent()
         if self._devices is not None:
             os.environ[DEVICES_VARIABLE] = self._devices
+        self._set_up_logs()
         for name in CONTENT_LOGGERS:
             logging.getLogger(name).addFilter(lambda record: False)
         # The server reports why an engine did not start, in one line.
@@ -97,8 +109,9 @@ class EngineContext(ForkServerContext):
     `process` is that of the start that runs, or of the last one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, set_up_logs: SetUpLogs = no_logs) -> None:
         super().__init__()
+        self._set_up_logs = set_up_logs
         self.devices: Sequence[int] = ()
         self.process: EngineProcess | None = None
         self._pipe: Connection | None = None
@@ -124,7 +137,9 @@ class EngineContext(ForkServerContext):
         self._said = {}
         self._pipe, child = multiprocessing.Pipe(duplex=False)
         devices = _visible(self.devices)
-        self.process = EngineProcess(child, devices, target=target, name=name, kwargs=kwargs)
+        self.process = EngineProcess(
+            child, devices, self._set_up_logs, target=target, name=name, kwargs=kwargs
+        )
         return self.process
 
     async def in_thread(self, start: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> T:
@@ -184,6 +199,11 @@ def _is_cpu_build() -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _model_of(arguments: Mapping[str, Any]) -> str:
+    config = arguments.get("vllm_config")
+    return str(config.model_config.served_model_name) if config is not None else ""
 
 
 def _visible(devices: Sequence[int]) -> str | None:

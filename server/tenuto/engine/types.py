@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,6 +15,9 @@ Task = Literal["generate", "embed"]
 SleepLevel = Literal[1, 2]
 # How alike two embeddings of the same text by the same weights are at least.
 MIN_COSINE = 0.99
+# Of which model a task is that belongs to an engine: what vLLM logs in the serving process does not
+# say it.
+TASK_OF_MODEL: ContextVar[str | None] = ContextVar("task_of_model", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +234,18 @@ class Steps(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
+    """Now: requests given to it, with each choice as one, and of them what its scheduler runs and
+    lets wait; the share of the KV cache that they have, 0 to 1. Since its start: preemptions, the
+    prompt tokens looked up in the prefix cache and found there, tokens generated."""
+
     unfinished_requests: int
+    running_sequences: int = 0
+    waiting_sequences: int = 0
+    kv_cache_usage: float = 0.0
+    preemptions: int = 0
+    prefix_queries_tokens: int = 0
+    prefix_hits_tokens: int = 0
+    generated_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

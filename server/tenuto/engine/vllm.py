@@ -21,10 +21,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from tenuto.engine.forkserver import EngineContext, first_line
 from tenuto.engine.fp8 import compressed_tensors_twin
 from tenuto.engine.phases import Phases
-from tenuto.engine.types import EngineSpec
+from tenuto.engine.types import TASK_OF_MODEL, EngineSpec
 from tenuto.engine.verifier import Verifier
 from tenuto.engine.vllm_engine import VllmEngine
 from tenuto.engine.vllm_prompts import VllmPrompts
+from tenuto.engine.vllm_stats import EngineReadings
 from tenuto.errors import CheckpointError, EngineStartError
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class VllmBackend:
 
     async def engine(self, spec: EngineSpec) -> VllmEngine:
         phases = Phases()
+        # The tasks that vLLM begins here inherit it.
+        TASK_OF_MODEL.set(spec.model_id)
         # One at a time: vLLM measures memory while it starts, and the context knows one process.
         async with self._starting:
             engine = await self._context.in_thread(
@@ -84,7 +87,10 @@ class VllmBackend:
             with phases.timed("configuration"):
                 config = AsyncEngineArgs(**args).create_engine_config(SERVER)
             with phases.timed("connection"):
-                llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+                loggers: Any = [EngineReadings]
+                llm = AsyncLLM.from_vllm_config(
+                    config, stat_loggers=loggers, disable_log_stats=True
+                )
                 phases.update(self._context.phases())
         assert self._context.process is not None
         loras = [

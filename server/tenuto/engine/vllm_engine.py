@@ -33,6 +33,7 @@ from tenuto.engine.vllm_deltas import DeltaSteps
 from tenuto.engine.vllm_errors import constraint_errors, translated
 from tenuto.engine.vllm_params import sampling_params, step
 from tenuto.engine.vllm_sockets import make_direct
+from tenuto.engine.vllm_stats import readings_of
 from tenuto.errors import EngineLost, EngineStartError
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class VllmEngine:
     ) -> None:
         self._llm = llm
         make_direct(llm.engine_core)
+        self._readings = readings_of(llm)
         # vLLM asks a pool of tokenizers for it with each request: 30 us.
         llm.renderer.get_eos_token_id = cache(llm.renderer.get_eos_token_id)
         self._process = process
@@ -82,7 +84,9 @@ class VllmEngine:
             await self._answered(self._llm.add_lora(lora))
 
     async def require(self, spec: EngineSpec) -> None:
-        """Errors: `EngineStartError` when the model cannot do what the registry says."""
+        """Begins to listen to it. Errors: `EngineStartError` when the model cannot do what the
+        registry says."""
+        self._llm._run_output_handler()
         tasks = await self._answered(self._llm.get_supported_tasks())
         if spec.task not in tasks:
             able = ", ".join(tasks)
@@ -258,7 +262,7 @@ class VllmEngine:
     def stats(self) -> EngineStats:
         canaries = self._llm.output_processor.external_req_ids.get(CANARY_ID, ())
         unfinished = self._llm.get_num_unfinished_requests()
-        return EngineStats(unfinished_requests=unfinished - len(canaries))
+        return self._readings.read(unfinished - len(canaries))
 
     async def close(self, drain_s: float) -> None:
         # vLLM's shutdown leaves the iterators of running requests waiting for ever.

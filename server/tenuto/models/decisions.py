@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 State = Literal["cold", "loading", "ready", "suspending", "asleep", "waking", "unloading", "failed"]
@@ -45,12 +45,14 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Decision:
-    """`load` also wakes. `hold`: hand out no more leases, so that the model can go. `impossible`:
-    too large, whatever were unloaded. `again_at`: when to decide anew though nothing happened."""
+    """`load` also wakes. `evicted` are those of `suspend` and `unload` that make room for another.
+    `hold`: hand out no more leases, so that the model can go. `impossible`: too large, whatever
+    were unloaded. `again_at`: when to decide anew though nothing happened."""
 
     load: str | None = None
     suspend: tuple[str, ...] = ()
     unload: tuple[str, ...] = ()
+    evicted: Ids = field(default=NONE, compare=False)
     hold: Ids = NONE
     impossible: tuple[str, ...] = ()
     again_at: float = math.inf
@@ -141,10 +143,13 @@ def _with_room(
     if any(m.leases for m in victims):
         return held
     kept = _sleepers(staying - ids_of(victims) | {model.id}, [*others, *victims], fits)
+    suspended = [m.id for m in victims if m.id in kept]
+    unloaded = [m.id for m in [*victims, *others] if m.id not in kept]
     return replace(
         held,
-        suspend=(*going.suspend, *(m.id for m in victims if m.id in kept)),
-        unload=(*going.unload, *(m.id for m in [*victims, *others] if m.id not in kept)),
+        suspend=(*going.suspend, *suspended),
+        unload=(*going.unload, *unloaded),
+        evicted=frozenset(suspended + unloaded),
     )
 
 

@@ -123,10 +123,6 @@ class Pool:
         slot = self.slots.get(entry.id)
         return slot is not None and slot.is_open()
 
-    def failed_wakes(self) -> dict[str, int]:
-        """How often each model answered otherwise after its sleep than before."""
-        return {model_id: slot.failed_wakes for model_id, slot in self.slots.items()}
-
     def unfinished(self) -> dict[str, int]:
         """Requests in each loaded engine."""
         return {

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,22 @@ from tenuto.models.waiting import Queue
 
 # What a load is taken to last before one was measured.
 UNKNOWN_LOAD_S = 60.0
+
+
+@dataclass
+class Done:
+    """What was done to a model since the process began: how often and for how many seconds in all,
+    by what it was (load, wake, sleep, unload)."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    evictions: int = 0
+    failures: int = 0
+
+    def add(self, what: str, seconds: float) -> float:
+        self.counts[what] += 1
+        self.seconds[what] += seconds
+        return seconds
 
 
 @dataclass
@@ -48,6 +65,7 @@ class Slot:
     failed_wakes: int = 0
     load_s: float | None = None
     wake_s: float | None = None
+    done: Done = field(default_factory=Done)
     queue: Queue = field(default_factory=Queue)
     prompts: asyncio.Task[Prompts] | None = None
     work: asyncio.Task[Any] | None = None

@@ -37,6 +37,8 @@ class Transitions:
         for model_id in decision.impossible:
             # Later, when a pinned model has gone, it may not be.
             _give_up(slots[model_id], "it is larger than the memory for models", retry_at=0.0)
+        for model_id in decision.evicted:
+            slots[model_id].done.evictions += 1
         for model_id in decision.suspend:
             self._suspend(slots[model_id])
         for model_id in decision.unload:
@@ -55,16 +57,17 @@ class Transitions:
                 self._failed(slot, error)
             case "loading":
                 slot.engine, slot.canary = work.result()
-                slot.load_s = self.clock() - slot.began_at
+                slot.load_s = self._done(slot, "load")
                 self._ready(slot)
             case "suspending" if error is None:
                 slot.state = "asleep"
+                self._done(slot, "sleep")
                 self.room.slept(slot.entry.id)
                 if slot.dismissed == "asleep":
                     slot.dismissed = None
                 self._watch(slot)
             case "waking" if error is None and work.result():
-                slot.wake_s = self.clock() - slot.began_at
+                slot.wake_s = self._done(slot, "wake")
                 self._ready(slot)
             case "waking" if error is None:
                 self._garbled(slot)
@@ -72,9 +75,13 @@ class Transitions:
                 if error is not None:
                     logger.error("model %s: did not unload: %r", slot.entry.id, error)
                 slot.state, slot.failed_starts = "cold", 0
+                self._done(slot, "unload")
                 self._left(slot)
             case _:
                 self._lost(slot, error)
+
+    def _done(self, slot: Slot, what: str) -> float:
+        return slot.done.add(what, self.clock() - slot.began_at)
 
     def _begin(self, slot: Slot, work: Coroutine[Any, Any, Any]) -> None:
         if slot.work is not None:
@@ -200,6 +207,7 @@ class Transitions:
 
     def _back_off(self, slot: Slot, reason: str) -> None:
         slot.failed_starts += 1
+        slot.done.failures += 1
         if slot.failed_starts >= MAX_STARTS:
             _give_up(slot, reason)
             return

@@ -62,14 +62,14 @@ class StructuredOutputs(BaseModel):
 class GenerationRequest(Request):
     """What chat and text completions share."""
 
-    n: int | None = Field(None, description="Number of choices to return; default 1.")
+    n: int | None = Field(None, description="Number of choices to return.")
     best_of: int | None = Field(
         None, description="Candidates to generate; the n most likely are returned."
     )
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    temperature: float | None = Field(None, description="0 is greedy; default 1.")
+    temperature: float | None = Field(None, description="0 is greedy.")
     top_p: float | None = None
     top_k: int | None = Field(None, description="-1 and 0: all tokens.")
     min_p: float | None = None

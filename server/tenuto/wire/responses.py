@@ -191,6 +191,46 @@ class AdminModelList(msgspec.Struct):
     object: str = "list"
 
 
+class ModelHistory(msgspec.Struct):
+    """Lists of one length: a point each some seconds. What an interval has none of is null."""
+
+    at: list[float]
+    running_requests: list[int]
+    waiting_requests: list[int]
+    tokens_per_s: list[float]
+    ttft_p50_s: list[float | None]
+    ttft_p99_s: list[float | None]
+    kv_cache_usage: list[float | None]
+
+
+class ModelStatus(msgspec.Struct):
+    id: str
+    task: str
+    state: str
+    reason: str | None
+    pinned: bool
+    can_sleep: bool | None
+    devices: list[int]
+    weights_bytes: int | None
+    kv_cache_bytes: int | None
+    running_requests: int
+    waiting_requests: int
+    load_s: float | None
+    wake_s: float | None
+    history: ModelHistory
+
+
+class Status(msgspec.Struct):
+    """Times in seconds since the epoch."""
+
+    now: float
+    started_at: float
+    interval_s: int
+    version: str
+    models: list[ModelStatus]
+    object: str = "status"
+
+
 class AdminKey(msgspec.Struct):
     """A stored key; its `secret` once, when it is new. A limit that is null does not limit."""
 

@@ -1,0 +1,96 @@
+"""How the models are and were in the last minutes, and what the conformance kit said last."""
+
+import asyncio
+import time
+from functools import cache
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenuto import __version__
+from tenuto.api.body import json_response
+from tenuto.api.exchange import exchange_of
+from tenuto.api.services import Services, may_use
+from tenuto.errors import BadRequest, CheckpointError, NotFound, quoted
+from tenuto.models.registry import Target
+from tenuto.models.sizes import weights_bytes
+from tenuto.models.slot import Slot
+from tenuto.observe.history import INTERVAL_S, Point
+from tenuto.wire.responses import ModelHistory, ModelStatus, Status
+
+REPORT = "conformance.json"
+
+
+class StatusRoutes:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._started_at = time.time()
+
+    async def status(self, request: Request) -> Response:
+        """Errors: `BadRequest`."""
+        since, key = _since(request.query_params.get("since")), exchange_of(request).key
+        slots = self._services.pool.slots.values()
+        usable = [slot for slot in slots if may_use(key, Target(slot.entry))]
+        models = [self._model(slot, since) for slot in usable]
+        now = time.time()
+        return json_response(Status(now, self._started_at, INTERVAL_S, __version__, models))
+
+    async def conformance(self, request: Request) -> Response:
+        """The report that `tenuto conform run --json` was told to leave there."""
+        folder = self._services.state_dir
+        report = await asyncio.to_thread(_read, folder / REPORT) if folder is not None else None
+        if report is None:
+            raise NotFound(
+                f"There is no report yet: run `tenuto conform run … --json {REPORT}` and put the "
+                "file into the server's state folder."
+            )
+        return Response(report, media_type="application/json")
+
+    def _model(self, slot: Slot, since: float) -> ModelStatus:
+        entry, engine, place = slot.entry, slot.engine, slot.place
+        return ModelStatus(
+            id=entry.id,
+            task=entry.task,
+            state=slot.state,
+            reason=slot.reason,
+            pinned=entry.pinned,
+            can_sleep=engine.can_sleep if engine else None,
+            devices=list(place.devices) if place else [],
+            weights_bytes=_weights_bytes(entry.checkpoint),
+            kv_cache_bytes=(place.kv_bytes if place else None) or entry.gpu_memory,
+            running_requests=slot.leases,
+            waiting_requests=len(slot.queue),
+            load_s=slot.load_s,
+            wake_s=slot.wake_s,
+            history=_history(self._services.history.since(entry.id, since)),
+        )
+
+
+@cache
+def _weights_bytes(checkpoint: Path | None) -> int | None:
+    """Of the files; None where there are none."""
+    try:
+        return weights_bytes(checkpoint) if checkpoint is not None else None
+    except CheckpointError:
+        return None
+
+
+def _history(points: list[Point]) -> ModelHistory:
+    columns = zip(*points, strict=True) if points else [() for _ in Point._fields]
+    return ModelHistory(*map(list, columns))
+
+
+def _since(text: str | None) -> float:
+    try:
+        return float(text) if text else 0.0
+    except ValueError:
+        message = f"since must be seconds since the epoch, got {quoted(text)}."
+        raise BadRequest(message, param="since") from None
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
