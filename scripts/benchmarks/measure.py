@@ -6,10 +6,19 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from scripts.benchmarks import counter, overhead, slow_streams
+from scripts.benchmarks import counter, observed, overhead, slow_streams
 from scripts.benchmarks.loads import APART, LOADS, smaller
 from scripts.benchmarks.machine import apart, busy_s, family
-from scripts.benchmarks.rows import COUNTER, OVERHEAD, ROWS, SLOW_STREAMS, TENUTO, Figures, Round
+from scripts.benchmarks.rows import (
+    COUNTER,
+    OBSERVED,
+    OVERHEAD,
+    ROWS,
+    SLOW_STREAMS,
+    TENUTO,
+    Figures,
+    Round,
+)
 from tenuto.bench.client import Answer
 from tenuto.bench.figures import figures_of
 from tenuto.bench.load import Load
@@ -19,6 +28,7 @@ MODULES: Mapping[str, Callable[[float], dict[str, float]]] = {
     COUNTER: counter.measured,
     SLOW_STREAMS: slow_streams.measured,
     OVERHEAD: overhead.measured,
+    OBSERVED: observed.measured,
 }
 # Of a module in a whole run, and in a small one.
 MODULE_S = {False: 10.0, True: 1.0}

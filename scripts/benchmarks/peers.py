@@ -74,7 +74,7 @@ class Peers:
     def __exit__(self, *raised: object) -> None:
         self._running.close()
 
-    def tenuto(self) -> Server:
+    def tenuto(self, *, is_toggled: bool = False) -> Server:
         registry = self._directory / "registry.yaml"
         limits = {name: ENGINE[name] for name in ("max_num_seqs", "max_num_batched_tokens")}
         entry = {
@@ -89,8 +89,10 @@ class Peers:
         port = free_port()
         environment = {"OMP_NUM_THREADS": "1", "TENUTO_API_KEYS": KEY}
         environment |= {"TENUTO_STATE_DIR": str(self._directory / "state")}
-        command = [str(Path(sys.executable).with_name("tenuto")), "serve"]
-        command += ["--port", str(port), "--registry", str(registry)]
+        program = [str(Path(sys.executable).with_name("tenuto"))]
+        if is_toggled:
+            program = [sys.executable, "-m", "scripts.benchmarks.unobserved"]
+        command = [*program, "serve", "--port", str(port), "--registry", str(registry)]
         return self._served(TENUTO, command, port, environment)
 
     def vllm(self) -> Server:

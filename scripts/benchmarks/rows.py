@@ -8,7 +8,8 @@ from typing import Any
 TENUTO, VLLM, LITELLM, RUST, ALONE = "tenuto", "vllm", "litellm", "rust", "AsyncLLM"
 # What is asked: a load (`loads.py`), or a module here with `measured`, whose figures are Tenuto's.
 STREAMS, SATURATION, SHORT, TTFT = "streams", "saturation", "short answers", "first token at {}"
-COUNTER, SLOW_STREAMS, OVERHEAD = "counter", "slow_streams", "overhead"
+COUNTER, SLOW_STREAMS = "counter", "slow_streams"
+OVERHEAD, OBSERVED = "overhead", "observed"
 
 Figures = Mapping[str, Any]
 # What one round showed, by what was asked and who was asked.
@@ -102,4 +103,5 @@ ROWS = (
     Row("2,000 slow streams: cores", SLOW_STREAMS, "cores", OWN, itself, 1, 0.4),
     Row("2,000 slow streams: KiB of each", SLOW_STREAMS, "kib_per_stream", OWN, itself, 60, 30),
     Row("share of metrics, keys, limits, usage", OVERHEAD, "share", OWN, itself, 0.10, 0.05),
+    Row("metrics and logs add to a streamed token", OBSERVED, "growth", OWN, itself, 0.05, 0.025),
 )

@@ -147,14 +147,17 @@ class EventStream(Response):
         if self._at_once:
             # uvicorn sends the headers with the first byte of the body.
             await self._send(send, KEEP_ALIVE, more=True)
-        pending = self._frames.opening()
+        pending, has_begun = self._frames.opening(), False
         try:
             async for step in self._steps:
                 pending += self._frames.step(step)
                 if pending:
+                    before_s = self._last_sent_s
                     await self._send(send, pending, more=True)
-                    self._gaps.sent(self._last_sent_s)
                     pending = b""
+                    if has_begun:
+                        self._gaps.add(self._last_sent_s - before_s)
+                    has_begun = True
                 # What gathered while the socket was blocked can take seconds to encode.
                 if self._gone:
                     return

@@ -231,22 +231,16 @@ READ = (
 
 
 class Gaps:
-    """Seconds between the events of one answer, or of all of a model: counts by `GAPS_S`, and their
+    """Seconds between events, of one answer or of all of a model: counts by `GAPS_S`, and their
     sum."""
-
-    __slots__ = ("_last_s", "counts", "sum_s")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(GAPS_S) + 1)
-        self.sum_s = self._last_s = 0.0
+        self.sum_s = 0.0
 
-    def sent(self, now_s: float) -> None:
-        """One event: part of what a streamed token costs."""
-        if self._last_s:
-            gap_s = now_s - self._last_s
-            self.counts[bisect_left(GAPS_S, gap_s)] += 1
-            self.sum_s += gap_s
-        self._last_s = now_s
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(GAPS_S, seconds)] += 1
+        self.sum_s += seconds
 
     def merge(self, other: "Gaps") -> None:
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]

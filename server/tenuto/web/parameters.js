@@ -66,13 +66,15 @@ function number(property, fallback) {
       ? JSON.rawJSON(input.value)
       : value;
   };
-  return { input, read, extra: slider(input, least, bounds, fallback) };
+  return { input, read, extra: slider(input, bounds, fallback) };
 }
 
 /** A second way to set a number, for the pointer alone. */
-function slider(input, least, { type, maximum }, fallback) {
-  if (!(maximum - least <= WIDEST_SLIDER)) return null;
-  const step = type === "integer" ? 1 : (maximum - least) / 100;
+function slider(input, { type, minimum, exclusiveMinimum, maximum }, fallback) {
+  const width = maximum - (minimum ?? exclusiveMinimum);
+  if (!(width <= WIDEST_SLIDER)) return null;
+  const step = type === "integer" ? 1 : width / 100;
+  const least = minimum ?? exclusiveMinimum + step;
   const range = el("input", {
     type: "range",
     min: least,
@@ -168,25 +170,20 @@ class Control {
 
   blame(message) {
     this.wrong.textContent = message;
-    this.input.toggleAttribute("aria-invalid", Boolean(message));
-    if (message) this.input.closest("details").open = true;
-  }
-
-  peek() {
-    try {
-      return this.readInput();
-    } catch {
-      return undefined;
+    if (!message) {
+      this.input.removeAttribute("aria-invalid");
+      return;
     }
+    this.input.setAttribute("aria-invalid", "true");
+    this.input.closest("details").open = true;
   }
 
-  /** The value; one that cannot be read is blamed, and `onWrong` told. */
+  /** The value; `onWrong` hears of one that cannot be read. */
   read(onWrong) {
     try {
       return this.readInput();
     } catch (error) {
-      this.blame(error.message);
-      onWrong(this);
+      onWrong?.(this, error.message);
       return undefined;
     }
   }
@@ -240,14 +237,18 @@ export class Parameters {
   /** What the user has set, by name; null when something of it cannot be read. */
   values() {
     const wrong = [];
-    const entries = [...this.controls].map(([name, c]) => [name, c.read((w) => wrong.push(w))]);
+    const onWrong = (control, message) => {
+      control.blame(message);
+      wrong.push(control);
+    };
+    const entries = [...this.controls].map(([name, control]) => [name, control.read(onWrong)]);
     wrong[0]?.input.focus();
     return wrong.length ? null : Object.fromEntries(entries.filter(([, v]) => v !== undefined));
   }
 
   /** One value, or undefined where it cannot be read: nobody is blamed before he is done. */
   value(name) {
-    return this.controls.get(name)?.peek();
+    return this.controls.get(name)?.read();
   }
 
   inputs() {

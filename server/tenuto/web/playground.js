@@ -272,9 +272,10 @@ export class PlaygroundView {
     const body = this.#body();
     if (!body) return;
     await copy(make(body));
-    const label = byId(id).textContent;
-    byId(id).textContent = "Copied";
+    const element = byId(id);
+    element.dataset.label ??= element.textContent;
+    element.textContent = "Copied";
     this.#say("Copied");
-    setTimeout(() => (byId(id).textContent = label), 1500);
+    setTimeout(() => (element.textContent = element.dataset.label), 1500);
   }
 }

@@ -34,8 +34,13 @@ function alone(plot, series) {
   return [...values.keys()].filter(isAlone);
 }
 
-/** A uPlot as wide as its host. */
+/** A uPlot as wide as its host; those that were taken out of the page are let go. */
 function mount(host, options, data) {
+  for (const old of plots) {
+    if (old.root.isConnected) continue;
+    old.destroy();
+    plots.delete(old);
+  }
   const plot = new uPlot(
     { width: host.clientWidth || 300, legend: { show: false }, ...options },
     data,

@@ -76,18 +76,20 @@ export async function* events(response) {
   }
 }
 
-let probed;
+let probed = {};
 
-/** Whether the key is an owner's; asked once for each key. */
-export function isAdmin() {
-  if (probed?.key !== key()) {
-    const yes = key()
-      ? ask("admin/models").then(
-          () => true,
-          () => false,
-        )
-      : false;
-    probed = { key: key(), answer: Promise.resolve(yes) };
+/** Whether the key is an owner's; asked once for each key, unless nobody answers. */
+export async function isAdmin() {
+  if (probed.key !== key()) probed = { key: key(), answer: key() && probe() };
+  return Boolean(await probed.answer);
+}
+
+async function probe() {
+  try {
+    await ask("admin/models");
+    return true;
+  } catch (error) {
+    if (!error.status) probed = {};
+    return false;
   }
-  return probed.answer;
 }

@@ -161,6 +161,7 @@ export class StatusView {
 
   hide() {
     this.isShown = false;
+    this.turn = null;
     clearTimeout(this.timer);
   }
 
@@ -230,7 +231,7 @@ export class StatusView {
   }
 
   async #act(id, action) {
-    await post(`admin/models/${id}/${action}`);
+    await post(`admin/models/${encodeURIComponent(id)}/${action}`);
     await this.#poll();
   }
 }
