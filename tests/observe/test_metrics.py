@@ -53,6 +53,7 @@ def test_the_documented_metrics_are_those_that_there_are(own: Running) -> None:
     own.chat(stream=True, max_tokens=5)
     engine = own.engine()
     own.call(engine.go.clear)
+    own.call(engine.started.clear)
     with connected(own.url) as client:
         client.sendall(request_bytes("/v1/chat/completions", chat_body()))
         own.wait(engine.started)
