@@ -20,6 +20,9 @@ class Written(asyncio.Transport):
     def close(self) -> None:
         self.is_closed = True
 
+    def is_closing(self) -> bool:
+        return self.is_closed
+
 
 async def test_a_head_goes_with_its_body() -> None:
     written = Written()
@@ -41,6 +44,15 @@ async def test_a_head_does_not_wait_for_a_body_that_is_late() -> None:
     assert written.writes == [HEAD]
     transport.write(BODY)
     assert written.writes == [HEAD, BODY]
+
+
+async def test_a_head_without_a_client_goes_nowhere() -> None:
+    written = Written()
+    transport = OneWrite(written, asyncio.get_running_loop())
+    transport.write(HEAD)
+    written.close()
+    await asyncio.sleep(0)
+    assert written.writes == []
 
 
 async def test_a_head_goes_before_the_end() -> None:

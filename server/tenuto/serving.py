@@ -43,7 +43,7 @@ def tls_of(certificate: Path | None, key: Path | None) -> Tls | None:
         raise ConfigError("TLS wants both a certificate and its key: --tls-cert and --tls-key")
     try:
         # Never asks for a passphrase: nobody may be there.
-        ssl.create_default_context().load_cert_chain(certificate, key, password="")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except (OSError, ValueError) as error:
         raise ConfigError(f"TLS with {certificate} and {key}: {error}") from None
     return Tls(certificate, key)

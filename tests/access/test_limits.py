@@ -38,7 +38,7 @@ def refused(limiter: Limiter, asker: Key) -> RateLimited:
 
 
 def test_requests_a_minute(clock: Clock) -> None:
-    limiter, asker = Limiter(clock), key(requests_per_minute=2)
+    limiter, asker = Limiter(clock, clock), key(requests_per_minute=2)
     first = limiter.admit(asker)
     assert first.headers() == {
         "x-ratelimit-limit-requests": "2",
@@ -57,7 +57,7 @@ def test_requests_a_minute(clock: Clock) -> None:
 
 def test_tokens_a_minute(clock: Clock) -> None:
     """Let in while less is counted than allowed: the prompt at once, the rest when it ends."""
-    limiter, asker = Limiter(clock), key(tokens_per_minute=100)
+    limiter, asker = Limiter(clock, clock), key(tokens_per_minute=100)
     running = limiter.admit(asker)
     running.charge(60)
     beside = limiter.admit(asker)
@@ -73,7 +73,7 @@ def test_tokens_a_minute(clock: Clock) -> None:
 
 
 def test_a_prompt_that_can_never_fit(clock: Clock) -> None:
-    limiter, asker = Limiter(clock), key(tokens_per_minute=100)
+    limiter, asker = Limiter(clock, clock), key(tokens_per_minute=100)
     admission = limiter.admit(asker)
     with pytest.raises(RateLimited, match="has 101 tokens, and this key may use 100") as caught:
         admission.charge(101)
@@ -82,7 +82,7 @@ def test_a_prompt_that_can_never_fit(clock: Clock) -> None:
 
 
 def test_requests_at_once(clock: Clock) -> None:
-    limiter, asker = Limiter(clock), key(parallel_requests=1, requests_per_minute=2)
+    limiter, asker = Limiter(clock, clock), key(parallel_requests=1, requests_per_minute=2)
     running = limiter.admit(asker)
     error = refused(limiter, asker)
     # One that is refused uses nothing up.
@@ -94,7 +94,7 @@ def test_requests_at_once(clock: Clock) -> None:
 
 
 def test_tokens_a_month(clock: Clock) -> None:
-    limiter, asker = Limiter(clock), key(tokens_per_month=100)
+    limiter, asker = Limiter(clock, clock), key(tokens_per_month=100)
     limiter.spent_this_month({"k": 90})
     admission = limiter.admit(asker)
     admission.charge(4)
@@ -107,7 +107,7 @@ def test_tokens_a_month(clock: Clock) -> None:
 
 
 def test_keys_do_not_limit_each_other(clock: Clock) -> None:
-    limiter = Limiter(clock)
+    limiter = Limiter(clock, clock)
     for name in "ab":
         limiter.admit(key(name, requests_per_minute=1))
         refused(limiter, key(name, requests_per_minute=1))
@@ -116,7 +116,7 @@ def test_keys_do_not_limit_each_other(clock: Clock) -> None:
 
 
 def test_of_a_key_without_limits_nothing_is_kept(clock: Clock) -> None:
-    limiter = Limiter(clock)
+    limiter = Limiter(clock, clock)
     for _ in range(1000):
         admission = limiter.admit(key())
         admission.charge(1)
@@ -164,7 +164,7 @@ def test_a_hundred_thousand_requests_over_fifty_keys(clock: Clock) -> None:
         )
         for number in range(50)
     ]
-    limiter = Limiter(clock)
+    limiter = Limiter(clock, clock)
     told = {asker.id: Told() for asker in askers}
     num_refused = 0
     for _ in range(100_000):

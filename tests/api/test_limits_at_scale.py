@@ -30,7 +30,7 @@ class Audited(Limiter):
     """Every verdict is compared with the rule as it is written."""
 
     def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
+        super().__init__(clock, clock)
         self.told: dict[str, Told] = {}
         self.verdicts: Counter[bool] = Counter()
 

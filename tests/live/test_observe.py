@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 
+from tenuto.engine.vllm_stats import EngineReadings
 from tests.live.conftest import MODEL, ROOT, LiveServer, launched, write_registry
 
 pytestmark = pytest.mark.live
@@ -68,3 +70,9 @@ def test_every_line_is_json_and_names_its_model(tmp_path: Path) -> None:
     of_engine = [line for line in lines if line["logger"].startswith("vllm.")]
     assert of_engine
     assert all(line["model"] == MODEL for line in of_engine if line["level"] == "error")
+
+
+def test_all_that_vllm_calls_of_its_logger_is_ours() -> None:
+    """What were inherited would miss the metrics of which it is made."""
+    theirs = {name for name in vars(PrometheusStatLogger) if not name.startswith("_")}
+    assert theirs - {"log_metrics_info"} <= vars(EngineReadings).keys()

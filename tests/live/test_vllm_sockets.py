@@ -58,6 +58,30 @@ async def test_what_is_sent_arrives_in_order() -> None:
         assert got == [[b"id", b"%d" % number] for number in range(NUM_MESSAGES)]
 
 
+async def test_what_nobody_takes_keeps_nobody_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    wakes: list[None] = []
+    wake = DirectSocket._wake
+
+    def counted(socket: DirectSocket) -> None:
+        wakes.append(None)
+        wake(socket)
+
+    monkeypatch.setattr(DirectSocket, "_wake", counted)
+    with pair(zmq.PULL, zmq.PUSH) as (ours, theirs):
+        waiting = asyncio.create_task(taken(ours))
+        await asyncio.sleep(0)
+        theirs.send(b"taken")
+        assert await waiting == b"taken"
+        theirs.send(b"left")
+        while len(wakes) < 2:
+            await asyncio.sleep(0.01)
+        wakes.clear()
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert len(wakes) < 10
+        assert await taken(ours) == b"left"
+
+
 async def test_a_closed_one_is_not_watched_any_more() -> None:
     with pair(zmq.PULL, zmq.PUSH) as (ours, theirs):
         assert not theirs.closed

@@ -9,7 +9,7 @@ from tenuto.engine.fake import FakeBackend
 from tenuto.errors import CheckpointError, EngineStartError, InternalError, NotLoaded, Unavailable
 from tenuto.models.decisions import Ids
 from tenuto.models.pool import Pool
-from tests.conftest import make_registry
+from tests.conftest import make_registry, unfinished
 from tests.models.pools import HeldBackend, only, pooled, settled, until
 
 TOKENIZER = CheckpointError("no tokenizer in /some/path")
@@ -22,7 +22,7 @@ async def test_a_model_is_loaded_when_a_request_waits_for_it(tmp_path: Path) -> 
         lease = await rig.leased("a")
         assert lease.engine is rig.backend.engines["a"]
         assert rig.states() == {"a": "ready", "b": "cold"}
-        assert rig.pool.unfinished() == {"a": 0}
+        assert unfinished(rig.pool) == {"a": 0}
         lease.release()
 
 

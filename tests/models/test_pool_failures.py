@@ -8,6 +8,7 @@ import pytest
 from tenuto.errors import EngineLost, EngineStartError, NotLoaded
 from tenuto.models.slot import Lease
 from tenuto.models.transitions import FIRST_BACK_OFF_S, MAX_STARTS, STABLE_S
+from tests.conftest import unfinished
 from tests.models.pools import ClosableEngine, HeldBackend, Rig, pooled, settled, until
 
 NO_MEMORY = EngineStartError("model a: did not start: no memory in /some/path")
@@ -117,7 +118,7 @@ async def test_a_lost_engine_is_started_again_by_itself(
         slot = rig.pool.slots["a"]
         assert (slot.state, slot.reason) == ("failed", "its engine process ended")
         assert "model a: its engine process ended" in caplog.text
-        assert rig.pool.unfinished() == {"b": 0}
+        assert unfinished(rig.pool) == {"b": 0}
         await rig.pass_time(FIRST_BACK_OFF_S)
         assert rig.states() == {"a": "ready", "b": "ready"}
         assert rig.backend.starts == ["b", "a", "a"]

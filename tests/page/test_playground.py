@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tenuto.engine.fake import FakeBackend
 from tenuto.wire.bounds import Bounds
-from tests.conftest import MODEL, Running, Serve
+from tests.conftest import MODEL, Running, Serve, unfinished
 from tests.engines import FaultyBackend, StepwiseBackend
 from tests.page.conftest import USER, Open, control, enter, keys
 from tests.test_docs import DOCUMENTED_BY_THE_HOSTED_API
@@ -97,7 +97,7 @@ def test_an_answer_is_shown_while_it_comes_and_stop_aborts_it(serve: Serve, open
     page.get_by_role("button", name="Stop").click()
     server.wait(engine.idle)
     assert engine.running == 0
-    assert list(server.call(server.services.pool.unfinished).values()) == [0]
+    assert list(server.call(lambda: unfinished(server.services.pool)).values()) == [0]
     expect(ended(page)).to_contain_text("stopped")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     expect(page.get_by_role("alert")).to_have_count(0)

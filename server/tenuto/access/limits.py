@@ -63,11 +63,11 @@ class _Spent:
             self.month_end, self.month_tokens = _month_end(now), 0
         return self.month_tokens
 
-    def add(self, limits: Limits, now: float, tokens: int) -> None:
-        self.in_month(now)
+    def add(self, limiter: "Limiter", limits: Limits, tokens: int) -> None:
+        self.in_month(limiter.clock())
         self.month_tokens += tokens
         if limits.tokens_per_minute is not None and tokens:
-            self.tokens.add(now, tokens)
+            self.tokens.add(limiter.monotonic(), tokens)
 
 
 class Admission:
@@ -88,7 +88,7 @@ class Admission:
                 retry_after_s=math.ceil(MINUTE_S),
                 is_final=True,
             )
-        self._spent.add(self._key.limits, self._limiter.clock(), prompt_tokens)
+        self._spent.add(self._limiter, self._key.limits, prompt_tokens)
 
     def release(self, completion_tokens: int) -> None:
         """`completion_tokens` are those of all candidates."""
@@ -96,17 +96,22 @@ class Admission:
             return
         self._is_released = True
         self._spent.running -= 1
-        self._spent.add(self._key.limits, self._limiter.clock(), completion_tokens)
+        self._spent.add(self._limiter, self._key.limits, completion_tokens)
 
     def headers(self) -> dict[str, str]:
         return self._limiter.headers(self._key, self._spent)
 
 
 class Limiter:
-    """In this process's memory. `clock` tells the time of day; `refused` counts by limit."""
+    """In this process's memory. `clock` tells the time of day, for months; minutes go by
+    `monotonic`, whatever becomes of it. `refused` counts by limit."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock, self.monotonic = clock, monotonic
         self.refused = dict.fromkeys(LIMITS, 0)
         self._spent: dict[str, _Spent] = {}
 
@@ -120,11 +125,11 @@ class Limiter:
     def admit(self, key: Key) -> Admission:
         """Errors: `RateLimited`. A request is let in while less is used than its key may use; what
         then runs may go beyond. One that is refused uses nothing up."""
-        now, limits = self.clock(), key.limits
+        now, limits = self.monotonic(), key.limits
         spent = self._spent.get(key.id)
         if spent is None:
             spent = self._spent[key.id] = _Spent()
-        excess = _excess(limits, spent, now)
+        excess = _excess(limits, spent, now) or _month_excess(limits, spent, self.clock())
         if excess is not None:
             limit, error = excess
             self.refused[limit] += 1
@@ -137,7 +142,7 @@ class Limiter:
 
     def headers(self, key: Key, spent: _Spent) -> dict[str, str]:
         """As OpenAI's API names them: of requests and of tokens, where they are limited."""
-        now, limits = self.clock(), key.limits
+        now, limits = self.monotonic(), key.limits
         return _headers("requests", limits.requests_per_minute, spent.requests, now) | _headers(
             "tokens", limits.tokens_per_minute, spent.tokens, now
         )
@@ -158,12 +163,16 @@ def _excess(limits: Limits, spent: _Spent, now: float) -> tuple[str, RateLimited
             message = f"This key may {does} {limit} {what} a minute."
             retry_after_s = _whole(window.below_after_s(limit, now))
             return f"{what}_per_minute", RateLimited(message, retry_after_s=retry_after_s)
-    limit = limits.tokens_per_month
-    if limit is not None and spent.in_month(now) >= limit:
-        message = f"This key may use {limit} tokens a month."
-        retry_after_s = _whole(spent.month_end - now)
-        return "tokens_per_month", RateLimited(message, retry_after_s=retry_after_s, is_final=True)
     return None
+
+
+def _month_excess(limits: Limits, spent: _Spent, now: float) -> tuple[str, RateLimited] | None:
+    limit = limits.tokens_per_month
+    if limit is None or spent.in_month(now) < limit:
+        return None
+    message = f"This key may use {limit} tokens a month."
+    retry_after_s = _whole(spent.month_end - now)
+    return "tokens_per_month", RateLimited(message, retry_after_s=retry_after_s, is_final=True)
 
 
 def _headers(what: str, limit: int | None, window: Window, now: float) -> dict[str, str]:

@@ -149,13 +149,15 @@ class Edge:
         )
         self._count(exchange, answer)
         line = AnsweredLine(exchange.request_id, scope["method"], answer)
-        logger.log(line.level(self._services.slow_s, is_probe=_is_probe(scope["path"])), line)
+        # Who tries keys is to be seen.
+        is_probe = _is_probe(scope["path"]) and status != UnknownKey.status
+        logger.log(line.level(self._services.slow_s, is_probe=is_probe), line)
 
     def _count(self, exchange: Exchange, answer: Answered) -> None:
         metrics, model, tally = self._services.metrics, exchange.model, exchange.tally
         metrics.answered(answer)
         if answer.first_token_s is not None:
-            self._services.history.first_token(model, answer.first_token_s)
+            self._services.history.first_token(exchange.engine, answer.first_token_s)
         if exchange.gaps is not None:
             metrics.gaps(model, exchange.gaps)
         if answer.status == CLIENT_LEFT and model:

@@ -30,8 +30,9 @@ class Exchange:
     """`is_metered`: its use is written down. `tally` is there once the prompt is charged.
     `folded` are the candidates so far, where they are not answered as they come. `ended`: the
     answer's last byte was handed over; else the client left: a 499. `patience_s` is how long the
-    client waits in silence, as far as it says. `queue_s` is what the model's engine was waited for,
-    `gaps` lie between the events of a stream."""
+    client waits in silence, as far as it says. `model` is what was asked for, `engine`
+    the model whose engine serves it: a LoRA's base. `queue_s` is what that was waited for, `gaps`
+    lie between the events of a stream."""
 
     request_id: str
     patience_s: float = math.inf
@@ -39,6 +40,7 @@ class Exchange:
     admission: Admission | None = None
     is_metered: bool = False
     model: str = ""
+    engine: str = ""
     tally: Tally | None = None
     folded: Folded | None = None
     queue_s: float | None = None

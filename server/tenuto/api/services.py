@@ -121,7 +121,7 @@ class Services:
         self, exchange: Exchange, entry: Entry, sequences: int, priority: int = 0
     ) -> Lease:
         """Errors: `Unavailable`."""
-        began = time.monotonic()
+        began, exchange.engine = time.monotonic(), entry.id
         try:
             return await self.pool.lease(entry, sequences, exchange.asker(priority))
         finally:

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from functools import cache
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.requests import Request
@@ -26,12 +27,14 @@ class StatusRoutes:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._started_at = time.time()
+        self._weights_bytes: dict[Path, int] = {}
 
     async def status(self, request: Request) -> Response:
         """Errors: `BadRequest`."""
         since, key = _since(request.query_params.get("since")), exchange_of(request).key
         slots = self._services.pool.slots.values()
         usable = [slot for slot in slots if may_use(key, Target(slot.entry))]
+        await self._weigh(slot.entry.checkpoint for slot in usable)
         models = [self._model(slot, since) for slot in usable]
         now = time.time()
         return json_response(Status(now, self._started_at, INTERVAL_S, __version__, models))
@@ -47,6 +50,11 @@ class StatusRoutes:
             )
         return Response(report, media_type="application/json")
 
+    async def _weigh(self, checkpoints: Iterable[Path | None]) -> None:
+        new = [path for path in checkpoints if path and path not in self._weights_bytes]
+        if new:
+            self._weights_bytes |= await asyncio.to_thread(_weights_of, new)
+
     def _model(self, slot: Slot, since: float) -> ModelStatus:
         entry, engine, place = slot.entry, slot.engine, slot.place
         return ModelStatus(
@@ -57,7 +65,7 @@ class StatusRoutes:
             pinned=entry.pinned,
             can_sleep=engine.can_sleep if engine else None,
             devices=list(place.devices) if place else [],
-            weights_bytes=_weights_bytes(entry.checkpoint),
+            weights_bytes=self._weights_bytes.get(entry.checkpoint) if entry.checkpoint else None,
             kv_cache_bytes=(place.kv_bytes if place else None) or entry.gpu_memory,
             running_requests=slot.leases,
             waiting_requests=len(slot.queue),
@@ -67,13 +75,13 @@ class StatusRoutes:
         )
 
 
-@cache
-def _weights_bytes(checkpoint: Path | None) -> int | None:
-    """Of the files; None where there are none."""
-    try:
-        return weights_bytes(checkpoint) if checkpoint is not None else None
-    except CheckpointError:
-        return None
+def _weights_of(checkpoints: Iterable[Path]) -> dict[Path, int]:
+    """Of those that can be read."""
+    found = {}
+    for checkpoint in checkpoints:
+        with suppress(CheckpointError, OSError):
+            found[checkpoint] = weights_bytes(checkpoint)
+    return found
 
 
 def _history(points: list[Point]) -> ModelHistory:

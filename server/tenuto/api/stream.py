@@ -145,19 +145,18 @@ class EventStream(Response):
             {"type": "http.response.start", "status": 200, "headers": list(self.raw_headers)}
         )
         if self._at_once:
-            # uvicorn sends the headers with the first byte of the body.
             await self._send(send, KEEP_ALIVE, more=True)
-        pending, has_begun = self._frames.opening(), False
+        pending, event_s = self._frames.opening(), 0.0
         try:
             async for step in self._steps:
                 pending += self._frames.step(step)
                 if pending:
-                    before_s = self._last_sent_s
                     await self._send(send, pending, more=True)
                     pending = b""
-                    if has_begun:
-                        self._gaps.add(self._last_sent_s - before_s)
-                    has_begun = True
+                    # Comments are sent meanwhile, into a silence that is one gap.
+                    if event_s:
+                        self._gaps.add(self._last_sent_s - event_s)
+                    event_s = self._last_sent_s
                 # What gathered while the socket was blocked can take seconds to encode.
                 if self._gone:
                     return

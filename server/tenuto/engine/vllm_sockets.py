@@ -52,6 +52,9 @@ class DirectSocket(zmq.asyncio.Socket):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        else:
+            # Where nobody takes it the descriptor would stay readable, and the loop awake.
+            self._shadow_sock.get(zmq.EVENTS)
 
 
 def make_direct(client: AsyncMPClient) -> None:

@@ -54,6 +54,9 @@ class EngineReadings(PrometheusStatLogger):
     def log_engine_initialized(self) -> None:
         pass
 
+    def record_admission_rejection(self, reason: str) -> None:
+        pass
+
     def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
         pass
 

@@ -123,14 +123,6 @@ class Pool:
         slot = self.slots.get(entry.id)
         return slot is not None and slot.is_open()
 
-    def unfinished(self) -> dict[str, int]:
-        """Requests in each loaded engine."""
-        return {
-            model_id: slot.engine.stats().unfinished_requests
-            for model_id, slot in self.slots.items()
-            if slot.engine is not None
-        }
-
     async def close(self, drain_s: float) -> None:
         """Ends all engines, the start's own loading, and every other wait with an error."""
         self._closing = True

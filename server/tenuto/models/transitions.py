@@ -161,6 +161,7 @@ class Transitions:
 
     def _failed(self, slot: Slot, error: BaseException) -> None:
         """Who waits goes on waiting for the next start; the owner's own load does not."""
+        slot.done.failures += 1
         self._left(slot)
         unknown = EngineStartError(f"model {slot.entry.id}: did not start: {error!r}")
         known = error if isinstance(error, TenutoError) else unknown
@@ -176,6 +177,7 @@ class Transitions:
 
     def _lost(self, slot: Slot, error: BaseException | None) -> None:
         logger.error("model %s: its engine process ended", slot.entry.id)
+        slot.done.failures += 1
         if not isinstance(error, EngineLost | asyncio.CancelledError | None):
             logger.error("model %s: while it was %s: %r", slot.entry.id, slot.state, error)
         if self.clock() - slot.ready_at > STABLE_S:
@@ -207,7 +209,6 @@ class Transitions:
 
     def _back_off(self, slot: Slot, reason: str) -> None:
         slot.failed_starts += 1
-        slot.done.failures += 1
         if slot.failed_starts >= MAX_STARTS:
             _give_up(slot, reason)
             return

@@ -59,7 +59,8 @@ class History:
         known = {reading.model: reading for reading in readings}
         for gone in self._models.keys() - known.keys():
             del self._models[gone]
-        elapsed_s = max(now - began_at, 1e-3) if began_at is not None else INTERVAL_S
+        # A clock that was set back tells nothing.
+        elapsed_s = now - began_at if began_at is not None and now > began_at else INTERVAL_S
         for model, reading in known.items():
             past = self._models.setdefault(model, _Past())
             past.points.append(_point(past, reading, now, elapsed_s))

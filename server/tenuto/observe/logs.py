@@ -73,7 +73,8 @@ class JsonFormatter(logging.Formatter):
         if isinstance(record.msg, AnsweredLine):
             line |= record.msg.fields()
         else:
-            line["message"] = record.getMessage()
+            # A path that no encoding knows would else cost the line.
+            line["message"] = record.getMessage().encode(errors="backslashreplace").decode()
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()

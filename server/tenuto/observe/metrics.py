@@ -216,6 +216,12 @@ READ = (
         family=COUNTER,
     ),
     Read(
+        "tenuto_engine_generated_tokens",
+        "Tokens that the engine made, of all candidates and of answers that were cut.",
+        lambda model: model.of_engine(lambda engine: engine.generated_tokens),
+        family=COUNTER,
+    ),
+    Read(
         "tenuto_engine_prefix_cache_queries_tokens",
         "Prompt tokens looked up in the prefix cache.",
         lambda model: model.of_engine(lambda engine: engine.prefix_queries_tokens),

@@ -17,7 +17,7 @@ let current;
 
 const wanted = () => {
   const name = location.hash.slice(1);
-  return name in views ? name : "status";
+  return Object.hasOwn(views, name) ? name : "status";
 };
 
 function open(name) {

@@ -189,6 +189,8 @@ export class StatusView {
       this.#forget();
       byId("summary").textContent = "";
       byId("status-error").replaceChildren(problem(error));
+      // Another key shows the view anew; this one would count as a guess each time.
+      if (error.status === 401) return;
     }
     this.timer = setTimeout(() => this.#poll(), waitS * 1000);
   }

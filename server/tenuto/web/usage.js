@@ -63,10 +63,14 @@ export class UsageView {
   }
 
   async show() {
+    const turn = (this.turn = {});
     try {
-      this.rows = (await getJson(this.#question("json"))).data;
+      const { data } = await getJson(this.#question("json"));
+      if (turn !== this.turn) return;
+      this.rows = data;
       this.#render();
     } catch (error) {
+      if (turn !== this.turn) return;
       this.rows = null;
       const isClosed = [401, 403].includes(error.status);
       const why = isClosed && notice("For owners", "Usage is shown for an admin key.");
