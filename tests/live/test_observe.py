@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -56,6 +57,18 @@ def test_what_the_engine_says(tmp_path: Path) -> None:
         assert found["prefix_cache_queries_tokens"] >= 2 * cached["prompt_tokens"]
 
 
+def logged(server: LiveServer, route: str) -> dict[str, Any]:
+    """The line of the only request for it, which is written after its answer."""
+    began = time.monotonic()
+    while True:
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+        if found := [line for line in lines if line.get("route") == route]:
+            [request] = found
+            return request
+        assert time.monotonic() - began < 5, lines
+        time.sleep(0.02)
+
+
 def test_every_line_is_json_and_names_its_model(tmp_path: Path) -> None:
     worker = {"worker_cls": "tests.live.faulty_worker.FaultyWorker"}
     registry = write_registry(tmp_path / "registry.yaml", [{"id": MODEL, "engine_args": worker}])
@@ -63,8 +76,8 @@ def test_every_line_is_json_and_names_its_model(tmp_path: Path) -> None:
     with launched(tmp_path, "--registry", str(registry), environment=environment) as server:
         answer = server.chat("Hello!", max_tokens=4)
         assert answer.status_code == 503
+        request = logged(server, "/v1/chat/completions")
         lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-    [request] = [line for line in lines if line.get("route") == "/v1/chat/completions"]
     assert request["request_id"] == answer.headers["x-request-id"]
     assert (request["status"], request["model"]) == (503, MODEL)
     of_engine = [line for line in lines if line["logger"].startswith("vllm.")]

@@ -60,10 +60,12 @@ async def test_what_is_sent_arrives_in_order() -> None:
 
 async def test_what_nobody_takes_keeps_nobody_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     wakes: list[None] = []
+    woken = asyncio.Event()
     wake = DirectSocket._wake
 
     def counted(socket: DirectSocket) -> None:
         wakes.append(None)
+        woken.set()
         wake(socket)
 
     monkeypatch.setattr(DirectSocket, "_wake", counted)
@@ -72,10 +74,11 @@ async def test_what_nobody_takes_keeps_nobody_awake(monkeypatch: pytest.MonkeyPa
         await asyncio.sleep(0)
         theirs.send(b"taken")
         assert await waiting == b"taken"
-        theirs.send(b"left")
-        while len(wakes) < 2:
-            await asyncio.sleep(0.01)
         wakes.clear()
+        woken.clear()
+        theirs.send(b"left")
+        async with asyncio.timeout(5):
+            await woken.wait()
         for _ in range(1000):
             await asyncio.sleep(0)
         assert len(wakes) < 10
