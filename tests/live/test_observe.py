@@ -61,7 +61,7 @@ def logged(server: LiveServer, route: str) -> dict[str, Any]:
     """The line of the only request for it, which is written after its answer."""
     began = time.monotonic()
     while True:
-        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+        lines: list[dict[str, Any]] = list(map(json.loads, server.log.read_text().splitlines()))
         if found := [line for line in lines if line.get("route") == route]:
             [request] = found
             return request
