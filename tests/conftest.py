@@ -3,8 +3,10 @@
 import asyncio
 import json
 import ssl
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -104,9 +106,17 @@ class Running:
 
         self.call(waited)
 
-    def wait_ended(self) -> None:
-        self.thread.join(timeout=10)
-        assert not self.thread.is_alive()
+    def wait_ended(self, timeout_s: float = 10) -> None:
+        self.thread.join(timeout_s)
+        assert not self.thread.is_alive(), self._where()
+
+    def _where(self) -> str:
+        """What a server does that should have ended."""
+        assert self.thread.ident is not None
+        frames = traceback.format_stack(sys._current_frames()[self.thread.ident])
+        tasks = map(repr, asyncio.all_tasks(self.loop))
+        connections = map(repr, self.process.server_state.connections)
+        return "\n".join((*frames, *tasks, *connections))
 
     def chat(self, content: str = "Hi", **fields: Any) -> httpx.Response:
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
@@ -201,7 +211,8 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
         running = Running(url, services, setup.backend, loop, client, server, thread)
         yield running
     server.should_exit = True
-    running.wait_ended()
+    # Whatever the other processes do to this machine meanwhile.
+    running.wait_ended(30)
     if watcher is not None:
         watcher.store.engine.dispose()
 
