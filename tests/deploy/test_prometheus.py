@@ -25,8 +25,7 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(150)]
 FILES = DEPLOY / "prometheus"
 OTHER = "other"
 ADMIN = {"authorization": "Bearer sk-admin"}
-# What it may take until every panel shows something.
-SHOWN_S = 60
+MINUTE_S = 60
 # As often as the test's Prometheus asks.
 SCRAPE_S = 1
 
@@ -175,15 +174,13 @@ def test_the_server_has_every_metric_that_is_named(load: Load) -> None:
     assert named() - there == set()
 
 
-def test_every_panel_shows_something(load: Load, prometheus: Prometheus) -> None:
+def test_after_a_minute_every_panel_shows_something(load: Load, prometheus: Prometheus) -> None:
     began = time.time()
-    missing = list(queries())
-    while missing and time.time() - began < SHOWN_S:
+    while time.time() - began < MINUTE_S:
         load.round()
         # Before the next scrape there is nothing new to see.
         time.sleep(SCRAPE_S)
-        missing = [query for query in missing if not prometheus.shows(query, began)]
-    assert not missing
+    assert [query for query in queries() if not prometheus.shows(query, began)] == []
     for label, metric in variable_queries().items():
         assert prometheus.ask(f"label/{label}/values", **{"match[]": metric})
 
@@ -195,7 +192,7 @@ def test_every_rule_is_evaluated_and_no_alert_fires(prometheus: Prometheus) -> N
 
     began = time.monotonic()
     while any(rule["health"] == "unknown" for rule in rules()):
-        assert time.monotonic() - began < SHOWN_S
+        assert time.monotonic() - began < MINUTE_S
     assert {rule["name"]: rule.get("lastError", "") for rule in rules()} == {
         rule["alert"]: "" for rule in RULES
     }
