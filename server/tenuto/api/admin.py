@@ -1,5 +1,7 @@
 """What the owner sees of the models, and does with them; with an admin key alone."""
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -47,19 +49,25 @@ class AdminRoutes:
 
 
 def _row(slot: Slot) -> AdminModel:
-    engine, place = slot.engine, slot.place
+    phases = slot.engine.start_phases if slot.engine else {}
     return AdminModel(
-        id=slot.entry.id,
-        state=slot.state,
-        reason=slot.reason,
-        pinned=slot.entry.pinned,
-        running_requests=slot.leases,
-        waiting_requests=len(slot.queue),
-        can_sleep=engine.can_sleep if engine else None,
-        devices=list(place.devices) if place else [],
-        kv_cache_bytes=(place.kv_bytes if place else None) or slot.entry.gpu_memory,
-        load_s=slot.load_s,
-        wake_s=slot.wake_s,
-        failed_wakes=slot.failed_wakes,
-        start_phases_s=dict(engine.start_phases) if engine else {},
+        **common_fields(slot), failed_wakes=slot.failed_wakes, start_phases_s=dict(phases)
     )
+
+
+def common_fields(slot: Slot) -> dict[str, Any]:
+    """Those of `ModelRow`."""
+    engine, place = slot.engine, slot.place
+    return {
+        "id": slot.entry.id,
+        "state": slot.state,
+        "reason": slot.reason,
+        "pinned": slot.entry.pinned,
+        "running_requests": slot.leases,
+        "waiting_requests": len(slot.queue),
+        "can_sleep": engine.can_sleep if engine else None,
+        "devices": list(place.devices) if place else [],
+        "kv_cache_bytes": (place.kv_bytes if place else None) or slot.entry.gpu_memory,
+        "load_s": slot.load_s,
+        "wake_s": slot.wake_s,
+    }

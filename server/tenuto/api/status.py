@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto import __version__
+from tenuto.api.admin import common_fields
 from tenuto.api.body import json_response
 from tenuto.api.exchange import exchange_of
 from tenuto.api.services import Services, may_use
@@ -56,21 +57,11 @@ class StatusRoutes:
             self._weights_bytes |= await asyncio.to_thread(_weights_of, new)
 
     def _model(self, slot: Slot, since: float) -> ModelStatus:
-        entry, engine, place = slot.entry, slot.engine, slot.place
+        entry = slot.entry
         return ModelStatus(
-            id=entry.id,
+            **common_fields(slot),
             task=entry.task,
-            state=slot.state,
-            reason=slot.reason,
-            pinned=entry.pinned,
-            can_sleep=engine.can_sleep if engine else None,
-            devices=list(place.devices) if place else [],
             weights_bytes=self._weights_bytes.get(entry.checkpoint) if entry.checkpoint else None,
-            kv_cache_bytes=(place.kv_bytes if place else None) or entry.gpu_memory,
-            running_requests=slot.leases,
-            waiting_requests=len(slot.queue),
-            load_s=slot.load_s,
-            wake_s=slot.wake_s,
             history=_history(self._services.history.since(entry.id, since)),
         )
 

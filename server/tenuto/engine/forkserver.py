@@ -64,16 +64,15 @@ class EngineProcess(ForkServerProcess):
     """A vLLM engine process in a session of its own, so that Ctrl-C reaches the server alone.
 
     Through `pipe` it says the phases of its start, and why it failed. It sees the GPUs that
-    `devices` names in CUDA's words; all when it is None. `set_up_logs` is called there with the
-    model's id.
+    `devices` names in CUDA's words; all when it is None. `set_up_logs` is called there.
     """
 
     def __init__(
-        self, pipe: Connection, devices: str | None, set_up_logs: SetUpLogs, **kwargs: Any
+        self, pipe: Connection, devices: str | None, set_up_logs: Callable[[], None], **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self._pipe = pipe
-        self._set_up_logs = partial(set_up_logs, _model_of(kwargs["kwargs"]))
+        self._set_up_logs = set_up_logs
         self._devices = devices
         self._made_at = time.monotonic()
 
@@ -105,13 +104,15 @@ class EngineProcess(ForkServerProcess):
 class EngineContext(ForkServerContext):
     """Given to vLLM in place of its own multiprocessing context.
 
-    `devices` are the GPUs of the next process, as the server counts them; all when there are none.
+    `model_id` and `devices` are the next process's: its model, and its GPUs as the server counts
+    them, all when there are none. `set_up_logs` is called in each process with its model's id.
     `process` is that of the start that runs, or of the last one.
     """
 
     def __init__(self, set_up_logs: SetUpLogs = no_logs) -> None:
         super().__init__()
         self._set_up_logs = set_up_logs
+        self.model_id = ""
         self.devices: Sequence[int] = ()
         self.process: EngineProcess | None = None
         self._pipe: Connection | None = None
@@ -137,8 +138,9 @@ class EngineContext(ForkServerContext):
         self._said = {}
         self._pipe, child = multiprocessing.Pipe(duplex=False)
         devices = _visible(self.devices)
+        set_up_logs = partial(self._set_up_logs, self.model_id)
         self.process = EngineProcess(
-            child, devices, self._set_up_logs, target=target, name=name, kwargs=kwargs
+            child, devices, set_up_logs, target=target, name=name, kwargs=kwargs
         )
         return self.process
 
@@ -199,11 +201,6 @@ def _is_cpu_build() -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _model_of(arguments: Mapping[str, Any]) -> str:
-    config = arguments.get("vllm_config")
-    return str(config.model_config.served_model_name) if config is not None else ""
 
 
 def _visible(devices: Sequence[int]) -> str | None:

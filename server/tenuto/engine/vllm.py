@@ -80,7 +80,7 @@ class VllmBackend:
             return VllmPrompts(AsyncEngineArgs(**args).create_engine_config(), spec)
 
     def _start(self, spec: EngineSpec, phases: Phases) -> VllmEngine:
-        self._context.devices = spec.devices
+        self._context.model_id, self._context.devices = spec.model_id, spec.devices
         with _named(spec, "did not start", self._context):
             with phases.timed("checkpoint"):
                 args = self._engine_args(spec)

@@ -167,9 +167,9 @@ class ModelInfoList(msgspec.Struct):
     data: list[ModelInfo]
 
 
-class AdminModel(msgspec.Struct):
-    """One model as its owner sees it. `kv_cache_bytes` are of each GPU; `load_s` and `wake_s` what
-    these took the last time, `start_phases_s` where the seconds of the engine's start went."""
+class ModelRow(msgspec.Struct):
+    """One model now. `kv_cache_bytes` are of each GPU; `load_s` and `wake_s` what these took the
+    last time."""
 
     id: str
     state: str
@@ -182,6 +182,11 @@ class AdminModel(msgspec.Struct):
     kv_cache_bytes: int | None
     load_s: float | None
     wake_s: float | None
+
+
+class AdminModel(ModelRow):
+    """As its owner sees it. `start_phases_s`: where the seconds of the engine's start went."""
+
     failed_wakes: int
     start_phases_s: dict[str, float]
 
@@ -203,20 +208,9 @@ class ModelHistory(msgspec.Struct):
     kv_cache_usage: list[float | None]
 
 
-class ModelStatus(msgspec.Struct):
-    id: str
+class ModelStatus(ModelRow):
     task: str
-    state: str
-    reason: str | None
-    pinned: bool
-    can_sleep: bool | None
-    devices: list[int]
     weights_bytes: int | None
-    kv_cache_bytes: int | None
-    running_requests: int
-    waiting_requests: int
-    load_s: float | None
-    wake_s: float | None
     history: ModelHistory
 
 
