@@ -51,11 +51,6 @@ def child(
         process.wait(END_S)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def wait_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     began = time.monotonic()
     while process.poll() is None and time.monotonic() - began < START_S:

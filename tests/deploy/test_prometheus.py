@@ -11,12 +11,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from scripts.benchmarks.peers import free_port
 from tenuto.access.keys import Keys
 from tenuto.engine.fake import FakeBackend, FakeEngine
 from tenuto.engine.types import EngineSpec, EngineStats
 from tenuto.models.pool import Terms
 from tests.conftest import MODEL, Running, Setup, served
-from tests.deploy.conftest import DEPLOY, Installed, child, free_port, replaced, wait_listening
+from tests.deploy.conftest import DEPLOY, Installed, child, replaced, wait_listening
 from tests.deploy.dashboards import RULES, Query, named, queries, variable_queries
 from tests.models.pools import Limited
 from tests.sse import chat_body, connected, request_bytes

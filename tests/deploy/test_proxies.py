@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from scripts.benchmarks.peers import free_port
 from tenuto.access.keys import Keys
 from tenuto.wire.bounds import Bounds
 from tests.conftest import MODEL, Running, Serve
-from tests.deploy.conftest import DEPLOY, Installed, child, free_port, replaced, wait_listening
+from tests.deploy.conftest import DEPLOY, Installed, child, replaced, wait_listening
 from tests.engines import StepwiseBackend, StepwiseEngine
 from tests.sse import DONE, chat_body
 

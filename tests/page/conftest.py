@@ -1,7 +1,6 @@
 """A real Chromium before a real server. What the page writes into the browser's console, and what
 its policy forbids, fails a test."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,10 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from tenuto.access.keys import Keys
 from tests.conftest import Running
+
+# A fixture must be a name of this module.
+from tests.deploy.conftest import Installed
+from tests.deploy.conftest import installed as installed
 
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "build" / "page"
@@ -34,8 +37,8 @@ def keys() -> Keys:
 
 
 @pytest.fixture(scope="package")
-def browser() -> Iterator[Browser]:
-    subprocess.run([ROOT / "scripts/debian", "chromium"], check=True)
+def browser(installed: Installed) -> Iterator[Browser]:
+    installed("chromium")
     with sync_playwright() as playwright:
         arguments = ARGUMENTS.split()
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
