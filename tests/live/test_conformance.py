@@ -20,6 +20,9 @@ pytestmark = pytest.mark.conformance
 KEY = "sk-conformance-0123456789"
 REJECTING = "Midnight-Miqu-70B-v1.5"
 MAX_RUN_S = 120
+# Of how many pairs on average one has seen none, one or two equal: with 95 % confidence no more
+# than so many (Poisson).
+AT_MOST = (3.0, 4.75, 6.3)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def conform(environment: dict[str, str], directory: Path, *arguments: str) -> di
 
 @pytest.mark.parametrize("way", [CHAT, COMPLETIONS], ids=str)
 def test_equal_random_answers_are_as_rare_as_the_kit_counts_on(live: LiveServer, way: Way) -> None:
-    """No equal pair among so many bounds their rate by 3 / pairs, with 95 % confidence."""
+    """So few equal pairs among so many bound their rate, with 95 % confidence."""
     prompt = "Name eight colours in any order." if way is CHAT else "The"
     texts = [
         text
@@ -74,5 +77,6 @@ def test_equal_random_answers_are_as_rare_as_the_kit_counts_on(live: LiveServer,
         for text in way.ask(live, prompt, temperature=2, n=16, max_tokens=24).texts
     ]
     pairs = list(combinations(texts, 2))
-    assert sum(a == b for a, b in pairs) == 0
-    assert 3 / len(pairs) < EQUAL_PAIR
+    num_equal = sum(a == b for a, b in pairs)
+    assert num_equal < len(AT_MOST)
+    assert AT_MOST[num_equal] / len(pairs) < EQUAL_PAIR
