@@ -61,8 +61,9 @@ TARGETS = (
     ),
     # setuptools installs tenuto itself. The bound is vLLM's, stated for 3.12 and later alone.
     Target("cuda", extra="cuda", requirements=("setuptools<81",)),
-    # Whatever dev shares with cpu has one version: both are installed into the same environment.
-    Target("dev", extra="dev", constraints=("cpu",)),
+    # What these share with cpu has one version: all are installed into the same environment.
+    Target("cluster", extra="cluster", constraints=("cpu",)),
+    Target("dev", extra="dev", constraints=("cpu", "cluster")),
 )
 
 
@@ -78,9 +79,10 @@ def main() -> None:
         relative = target.path.relative_to(ROOT)
         target.path.write_text(HEADER.format(path=relative) + lines)
         print(f"{relative}: {len(packages)} pins")
-    for name in pins["dev"].keys() & pins["cuda"].keys():
-        if not pins["dev"][name] <= pins["cuda"][name]:
-            sys.exit(f"{name}: dev.txt and cuda.txt differ; bound it in pyproject.toml")
+    for target in ("cluster", "dev"):
+        for name in pins[target].keys() & pins["cuda"].keys():
+            if not pins[target][name] <= pins["cuda"][name]:
+                sys.exit(f"{name}: {target}.txt and cuda.txt differ; bound it in pyproject.toml")
 
 
 def resolve(target: Target, upgrade: bool) -> list[dict[str, Any]]:

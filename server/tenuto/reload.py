@@ -10,7 +10,7 @@ from watchfiles import awatch
 
 from tenuto.engine.arguments import engine_argument_names
 from tenuto.errors import ConfigError
-from tenuto.models.pool import Pool
+from tenuto.models.base import Models
 from tenuto.models.registry import Registry, load_registry
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Reloader:
 
     path: Path
     registry: Registry
-    pool: Pool
+    pool: Models
     chosen: Callable[[Registry], Sequence[str]]
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

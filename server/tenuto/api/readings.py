@@ -6,21 +6,21 @@ from typing import get_args
 from tenuto.access.guessing import Guesses
 from tenuto.access.limits import Limiter
 from tenuto.models.decisions import State
-from tenuto.models.pool import Pool
+from tenuto.models.base import Models
 from tenuto.models.slot import Slot
 from tenuto.observe.metrics import Metrics, Reading
 
 STATES: tuple[str, ...] = get_args(State)
 
 
-def metrics_of(pool: Pool, limiter: Limiter, guesses: Guesses) -> Metrics:
+def metrics_of(pool: Models, limiter: Limiter, guesses: Guesses) -> Metrics:
     def limits_hit() -> Mapping[str, int]:
         return {**limiter.refused, "guesses": guesses.refused}
 
     return Metrics(lambda: readings(pool), limits_hit)
 
 
-def readings(pool: Pool) -> list[Reading]:
+def readings(pool: Models) -> list[Reading]:
     return list(map(_reading, pool.slots.values()))
 
 

@@ -33,6 +33,7 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the registry file.")] = False,
+    cluster: Annotated[str | None, typer.Option(help="Ray cluster: host:port, or local.")] = None,
 ) -> None:
     """Serve the models of the registry."""
     given: dict[str, Any] = {
@@ -46,10 +47,11 @@ def serve(
         "tls_key": tls_key,
         "no_auth": no_auth or None,
         "watch": watch or None,
+        "cluster": cluster,
     }
     settings = settings_from({name: value for name, value in given.items() if value is not None})
     keys = keys_from(os.environ, settings.api_key_file, settings.admin_key_file)
-    watcher = with_stored(keys, settings.state_dir.expanduser())
+    watcher = with_stored(keys, settings.state_dir.expanduser(), settings.database_url)
     require_keys(settings, keys)
     run(settings, watcher)
 
@@ -73,14 +75,14 @@ def settings_at(registry: Path | None) -> Settings:
     return settings_from({"registry": registry} if registry else {})
 
 
-def with_stored(keys: Keys, state_dir: Path) -> "KeyWatcher":
+def with_stored(keys: Keys, state_dir: Path, database_url: str | None = None) -> "KeyWatcher":
     """`keys` then has the stored ones as well. Errors: `ConfigError`."""
     # Imported late: the other commands start faster without the database.
     from tenuto.access.database import open_database
     from tenuto.access.key_store import KeyStore
     from tenuto.access.watching import KeyWatcher
 
-    watcher = KeyWatcher(KeyStore(open_database(state_dir)), keys)
+    watcher = KeyWatcher(KeyStore(open_database(state_dir, database_url)), keys)
     watcher.look()
     return watcher
 
@@ -106,18 +108,34 @@ def run(settings: Settings, watcher: "KeyWatcher") -> None:
     path = registry_path(settings)
     registry = load_registry(path, engine_argument_names())
     eager = chosen_models(registry, settings.models)
-    log_to_stderr(settings.log_level, settings.log_format)
+    set_up_logs = partial(log_to_stderr, settings.log_level, settings.log_format)
+    set_up_logs()
     tls = tls_of(settings.tls_cert, settings.tls_key)
     listener = listen(settings.host, settings.port)
     prepare_environment()
-    context = EngineContext(partial(log_to_stderr, settings.log_level, settings.log_format))
-    context.start_server()
+    context = EngineContext(set_up_logs)
+    if settings.cluster is not None:
+        _join(settings.cluster, settings.node_ip)
+    else:
+        context.start_server()
     from tenuto.wiring import server_of
 
     server = server_of(settings, path, registry, watcher, eager, context, tls)
     logger.info("listening on %s", address(listener, is_tls=tls is not None))
     server.run(sockets=[listener])
     sys.exit(1 if server.failed else 0)
+
+
+def _join(cluster: str, node_ip: str | None) -> None:
+    """Errors: `ConfigError`."""
+    try:
+        from tenuto.engine.ray import connect
+    except ImportError as error:
+        raise ConfigError(
+            f"--cluster needs Ray ({error}): run scripts/setup cluster, or install tenuto[cluster]"
+        ) from None
+    logger.info("joining the Ray cluster %s", cluster)
+    connect(cluster, node_ip)
 
 
 def registry_path(settings: Settings) -> Path:

@@ -6,6 +6,8 @@ from typing import Protocol
 from tenuto.engine.types import (
     Canary,
     ChatPrompt,
+    Deployed,
+    Deployment,
     EngineSpec,
     EngineStats,
     ModelFacts,
@@ -89,3 +91,25 @@ class Backend(Protocol):
     async def prompts(self, spec: EngineSpec) -> Prompts: ...
 
     async def engine(self, spec: EngineSpec) -> Engine: ...
+
+
+class Cluster(Protocol):
+    """Runs the engines of models on many hosts. Several front ends may ask for the same. What it
+    cannot do now, as `Unavailable`, it may be able to do later."""
+
+    async def deploy(self, models: Sequence[Deployed]) -> Mapping[str, Engine]:
+        """By name; returns before they run. What runs as it should is left alone, and what is to
+        change is replaced replica by replica, each after its running requests."""
+        ...
+
+    async def states(self) -> Mapping[str, tuple[Deployment, str | None]]:
+        """Of all that is deployed, by name; and why it failed."""
+        ...
+
+    async def retire(self, names: Sequence[str]) -> None:
+        """Ends them for every front end, after their running requests."""
+        ...
+
+    async def close(self) -> None:
+        """Ends what this front end has running there, and nothing else."""
+        ...

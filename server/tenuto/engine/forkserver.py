@@ -36,7 +36,8 @@ START_FAILURE = "EngineCore failed to start."
 # Between two looks for a process to kill: it may be made after the first.
 KILL_EVERY_S = 0.1
 T = TypeVar("T")
-SetUpLogs = Callable[[str], None]
+# Of the process that it is called in: with the model whose engine that is.
+SetUpLogs = Callable[[str | None], None]
 # CUDA reads it when a process uses a GPU for the first time.
 DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 # vLLM reads these when it is imported, here and in the fork server.
@@ -56,7 +57,7 @@ ENVIRONMENT = {
 }
 
 
-def no_logs(model: str) -> None:
+def no_logs(model: str | None) -> None:
     """Leaves them as they are."""
 
 

@@ -1,4 +1,7 @@
-"""What passes between the API and an engine. Knows neither HTTP nor vLLM."""
+"""What passes between the API and an engine. Knows neither HTTP nor vLLM.
+
+What also passes between hosts is laid out as arrays there, without the names of its fields.
+"""
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -11,6 +14,8 @@ import msgspec
 
 FinishReason = Literal["stop", "length"]
 Task = Literal["generate", "embed"]
+# What a cluster has of a model: nothing, replicas that start, some that serve, none that could.
+Deployment = Literal["cold", "loading", "ready", "failed"]
 # 1 keeps the weights in the host's memory; 2 keeps nothing, and wakes from the checkpoint.
 SleepLevel = Literal[1, 2]
 # How alike two embeddings of the same text by the same weights are at least.
@@ -55,6 +60,27 @@ class EngineSpec:
     devices: tuple[int, ...] = ()
     sleep: bool = False
     engine_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How many engines a cluster runs of a model: as many as keep the requests that each has at
+    `target_ongoing_requests`. With `min_replicas` 0 the last one ends after `idle_s` without a
+    request, and the next request starts one."""
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_ongoing_requests: int = 64
+    idle_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A model of a cluster. Under one `name` all replicas read the same checkpoint."""
+
+    name: str
+    spec: EngineSpec
+    scale: Scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +171,7 @@ class Constraint:
     value: Any
 
 
-class Sampling(msgspec.Struct, frozen=True):
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
     """How to generate; every value is already judged against the contract's bounds.
 
     `stream` asks for one `Step` per engine output (deltas); otherwise one `Step` carries
@@ -183,13 +209,13 @@ class Sampling(msgspec.Struct, frozen=True):
     lora: str | None = None
 
 
-class TopLogprob(msgspec.Struct, frozen=True):
+class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
     token_id: int
     token: str | None
     logprob: float
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """One position. `top` holds the most likely tokens, best first; natural logarithms."""
 
     token_id: int
@@ -198,7 +224,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top: tuple[TopLogprob, ...] = ()
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, array_like=True):
     """What one candidate gained since the last `Step`; `token` texts are None when not decoded."""
 
     index: int
@@ -210,7 +236,7 @@ class Delta(msgspec.Struct):
     cumulative_logprob: float | None = None
 
 
-class Step(msgspec.Struct):
+class Step(msgspec.Struct, array_like=True):
     """One output of the engine for one prompt, the `prompt_index`-th of the request.
 
     `prompt_logprobs` comes with the first step: one entry per prompt token, None for the first.

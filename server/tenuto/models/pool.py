@@ -10,18 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenuto.engine.base import Backend, Prompts
-from tenuto.errors import (
-    CheckpointError,
-    EngineStartError,
-    InternalError,
-    NotLoaded,
-    Unavailable,
-)
+from tenuto.errors import InternalError, Unavailable
 from tenuto.models.decisions import Decision, decide
 from tenuto.models.registry import Entry, Registry
 from tenuto.models.room import Room
 from tenuto.models.slot import Lease, Slot
-from tenuto.models.transitions import Transitions, ended, error_of
+from tenuto.models.transitions import Transitions, ended
 from tenuto.models.waiting import ANYONE, Asker, Waiter
 
 logger = logging.getLogger(__name__)
@@ -98,15 +92,13 @@ class Pool:
 
     async def prompts(self, entry: Entry) -> Prompts:
         """Made on first use, once, without the model's weights. Errors: `Unavailable`."""
+        slot = self._slot(entry)
         try:
-            return await self._prompts(self._slot(entry))
+            return await slot.usable(self._prompts(slot))
         except asyncio.CancelledError:
             if self._closing:
                 raise _shutting_down() from None
             raise
-        except (EngineStartError, CheckpointError) as error:
-            logger.error("%s", error.message)
-            raise NotLoaded(f"{entry.id} cannot be used: its tokenizer did not load.") from None
 
     async def lease(self, entry: Entry, sequences: int = 1, asker: Asker = ANYONE) -> Lease:
         """Waits until the model is loaded and its engine has room for so many sequences; who no
@@ -252,18 +244,9 @@ class Pool:
         return Unavailable(f"{slot.entry.id} {what}. Please retry.", retry_after_s=retry_after_s)
 
     async def _prompts(self, slot: Slot) -> Prompts:
-        if slot.prompts is None:
-            if self._closing:
-                raise _shutting_down()
-            slot.prompts = asyncio.create_task(self._backend.prompts(slot.entry.spec()))
-            slot.prompts.add_done_callback(lambda made: _unless_made(slot, made))
-        return await asyncio.shield(slot.prompts)
-
-
-def _unless_made(slot: Slot, made: asyncio.Task[Prompts]) -> None:
-    """Prompts that failed are made again for the next request."""
-    if error_of(made) is not None and slot.prompts is made:
-        slot.prompts = None
+        if slot.prompts is None and self._closing:
+            raise _shutting_down()
+        return await slot.made_prompts(self._backend)
 
 
 def _shutting_down() -> Unavailable:

@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from tenuto.engine.types import EngineSpec, LoraSpec, Task
+from tenuto.engine.types import EngineSpec, LoraSpec, Scale, Task
 from tenuto.errors import ConfigError, quoted
 from tenuto.models.checkpoint import (
     adapter_rank,
@@ -76,6 +83,22 @@ class SamplingDefaults(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
 
 
+class Replicas(BaseModel):
+    """In a cluster: how many engines a model has there, as its requests want."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: int | None = Field(None, ge=0, description="else 1 with `load: eager`, and 0 without")
+    max: int = Field(1, ge=1)
+    target_ongoing_requests: int = Field(64, ge=1, description="of each, before another is started")
+
+    @model_validator(mode="after")
+    def _judge(self) -> "Replicas":
+        if self.min is not None and self.min > self.max:
+            raise ValueError(f"min should be at most max, {self.max}")
+        return self
+
+
 class Served(BaseModel):
     """How a model is served; in `defaults:` for all, in an entry for one."""
 
@@ -101,6 +124,7 @@ class Served(BaseModel):
     wait: Literal["silent", "stream"] = Field(
         "silent", description="`stream`: streams begin with comments while the model loads"
     )
+    replicas: Replicas = Field(default=Replicas(), description="in a cluster alone")
     license: str | None = None
     trust_remote_code: bool = False
     tool_parser: str | None = Field(None, description="vLLM's name; for tool_choice auto")
@@ -166,6 +190,17 @@ class Entry(Served):
             return entry.checkpoint, entry.adapters, entry.template_text
 
         return other is not None and self == other and found(self) == found(other)
+
+    def scale(self) -> Scale:
+        fewest = self.replicas.min
+        if fewest is None:
+            fewest = 1 if self.load == "eager" else 0
+        return Scale(
+            fewest,
+            self.replicas.max,
+            self.replicas.target_ongoing_requests,
+            **({} if self.idle_ttl is None else {"idle_s": self.idle_ttl}),
+        )
 
     def spec(self) -> EngineSpec:
         assert self.checkpoint is not None

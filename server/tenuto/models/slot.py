@@ -1,21 +1,23 @@
 """One registered model as the pool sees it, and the lease of a request on its engine."""
 
 import asyncio
+import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tenuto.engine.base import Engine, Prompts
+from tenuto.engine.base import Backend, Engine, Prompts
 from tenuto.engine.types import Canary, ModelFacts
-from tenuto.errors import ApiError, EngineLost, NotLoaded
+from tenuto.errors import ApiError, CheckpointError, EngineLost, EngineStartError, NotLoaded
 from tenuto.models.decisions import Snapshot, State
 from tenuto.models.registry import Entry
 from tenuto.models.room import Place
 from tenuto.models.waiting import Queue
 
+logger = logging.getLogger(__name__)
 # What a load is taken to last before one was measured.
 UNKNOWN_LOAD_S = 60.0
 
@@ -76,6 +78,26 @@ class Slot:
         if self.prompts is None or not made or self.prompts.exception() is not None:
             return None
         return self.prompts.result().facts
+
+    async def made_prompts(self, backend: Backend) -> Prompts:
+        """Made on first use, once, without the model's weights; again after a failure."""
+        if self.prompts is None:
+            self.prompts = asyncio.create_task(backend.prompts(self.entry.spec()))
+            self.prompts.add_done_callback(self._unless_failed)
+        return await asyncio.shield(self.prompts)
+
+    async def usable(self, prompts: Awaitable[Prompts]) -> Prompts:
+        """Errors: `Unavailable` in words for clients."""
+        try:
+            return await prompts
+        except (EngineStartError, CheckpointError) as error:
+            logger.error("%s", error.message)
+            what = f"{self.entry.id} cannot be used: its tokenizer did not load."
+            raise NotLoaded(what) from None
+
+    def _unless_failed(self, made: asyncio.Task[Prompts]) -> None:
+        if (made.cancelled() or made.exception() is not None) and self.prompts is made:
+            self.prompts = None
 
     def has_process(self) -> bool:
         """An engine, or one that is being started."""

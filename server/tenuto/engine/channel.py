@@ -1,0 +1,351 @@
+"""Steps on their way from replicas to a front end: one connection for all streams between two.
+
+Ray Serve finds the replica, counts its requests and cancels them. Were it to carry the steps as
+well, each token would cost the front end several times as much (`docs/scaling.md`). A frame is the
+length of a message, 4 bytes, and the message in MessagePack.
+"""
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from hmac import compare_digest
+from typing import Literal, cast
+
+import msgspec
+
+from tenuto.engine.types import EngineStats, Step
+from tenuto.errors import ApiError, BadRequest, EngineLost, InternalError, Unavailable
+
+logger = logging.getLogger(__name__)
+SIZE_BYTES = 4
+# Log-probabilities of a long prompt are the largest; who has not said hello sends nothing long.
+MAX_MESSAGE_BYTES = 256 << 20
+MAX_HELLO_BYTES = 4096
+# After so long without a word from the other host, its end is taken for granted.
+SILENT_MS = 20_000
+SECRET_BYTES = 16
+
+
+class Address(msgspec.Struct, frozen=True, array_like=True):
+    """Where a front end listens, and what it wants to hear first."""
+
+    host: str
+    port: int
+    secret: str
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """An error of a replica's engine, as its type and what a client may know of it."""
+
+    kind: Literal["bad request", "lost", "unavailable", "internal"]
+    message: str = ""
+    param: str | None = None
+
+    @classmethod
+    def of(cls, error: Exception) -> "Failure":
+        match error:
+            case BadRequest():
+                return cls("bad request", error.message, error.param)
+            case EngineLost():
+                return cls("lost")
+            case Unavailable():
+                return cls("unavailable", error.message)
+        return cls("internal")
+
+    def error(self) -> ApiError:
+        match self.kind:
+            case "bad request":
+                return BadRequest(self.message, param=self.param)
+            case "lost":
+                return EngineLost()
+            case "unavailable":
+                return Unavailable(self.message)
+        return InternalError()
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    secret: str
+    model_id: str
+
+
+class Stepped(msgspec.Struct, array_like=True, tag=1):
+    stream: int
+    step: Step
+
+
+class Ended(msgspec.Struct, array_like=True, tag=2):
+    """Nothing more comes of the stream. `failure`: why, when it did not end by itself."""
+
+    stream: int
+    failure: Failure | None = None
+
+
+class Measured(msgspec.Struct, array_like=True, tag=3):
+    """The replica's engine now."""
+
+    stats: EngineStats
+
+
+Message = Hello | Stepped | Ended | Measured
+_decoder = msgspec.msgpack.Decoder(Message)
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Inbox:
+    """What has come of one stream and was not taken yet: a reader that lags finds it merged."""
+
+    def __init__(self) -> None:
+        self.has_begun = self.has_ended = False
+        self._steps: deque[Step] = deque()
+        self._error: ApiError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, step: Step) -> None:
+        self.has_begun = True
+        if not (self._steps and _merged(self._steps[-1], step)):
+            self._steps.append(step)
+        self._wake()
+
+    def end(self, error: ApiError | None = None) -> None:
+        if not self.has_ended:
+            self.has_ended, self._error = True, error
+            self._wake()
+
+    async def take(self) -> Step:
+        """Errors: what it ended with, once all is taken; `StopAsyncIteration` without one."""
+        while not self._steps:
+            if self._error is not None:
+                raise self._error
+            if self.has_ended:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._steps.popleft()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _merged(last: Step, step: Step) -> bool:
+    """Whether `last` has taken it in: of one candidate without log-probabilities."""
+    if len(last.deltas) != 1 or len(step.deltas) != 1:
+        return False
+    delta, more = last.deltas[0], step.deltas[0]
+    if delta.index != more.index or delta.logprobs is not None or more.logprobs is not None:
+        return False
+    delta.text += more.text
+    delta.token_ids = [*delta.token_ids, *more.token_ids]
+    delta.finish_reason, delta.stop_reason = more.finish_reason, more.stop_reason
+    return True
+
+
+@dataclass
+class Receiver:
+    """A front end's end of all connections. To be opened on the event loop that uses it."""
+
+    address: Address
+    _inboxes: dict[int, Inbox] = field(default_factory=dict)
+    _connections: set["_Connection"] = field(default_factory=set)
+    _number: int = 0
+    _server: asyncio.Server | None = None
+
+    @classmethod
+    async def open(cls, host: str) -> "Receiver":
+        """On a free port of that address, by which replicas reach this host."""
+        receiver = cls(Address(host, 0, secrets.token_hex(SECRET_BYTES)))
+        loop = asyncio.get_running_loop()
+        receiver._server = await loop.create_server(lambda: _Connection(receiver), host, 0)
+        port = receiver._server.sockets[0].getsockname()[1]
+        receiver.address = msgspec.structs.replace(receiver.address, port=port)
+        return receiver
+
+    def add(self, inbox: Inbox) -> int:
+        """The number of the stream that fills it."""
+        self._number += 1
+        self._inboxes[self._number] = inbox
+        return self._number
+
+    def forget(self, stream: int) -> None:
+        """What still comes of it is dropped."""
+        self._inboxes.pop(stream, None)
+
+    def stats(self, model_id: str) -> list[EngineStats]:
+        """What the model's replicas have said last."""
+        return [c.stats for c in self._connections if c.model_id == model_id and c.stats]
+
+    def close(self) -> None:
+        for inbox in self._inboxes.values():
+            inbox.end(EngineLost())
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close()
+
+    def inbox(self, stream: int) -> Inbox | None:
+        return self._inboxes.get(stream)
+
+    def opened(self, connection: "_Connection") -> None:
+        self._connections.add(connection)
+
+    def closed(self, connection: "_Connection") -> None:
+        self._connections.discard(connection)
+
+
+class _Connection(asyncio.Protocol):
+    """One replica's. Its streams end with it."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.model_id: str | None = None
+        self.stats: EngineStats | None = None
+        self._receiver = receiver
+        self._streams: set[int] = set()
+        self._received = bytearray()
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._receiver.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        begin, end = 0, len(self._received)
+        with memoryview(self._received) as received:
+            while end - begin >= SIZE_BYTES:
+                size = int.from_bytes(received[begin : begin + SIZE_BYTES])
+                if size > (MAX_HELLO_BYTES if self.model_id is None else MAX_MESSAGE_BYTES):
+                    self.close()
+                    return
+                begin += SIZE_BYTES
+                if end - begin < size:
+                    begin -= SIZE_BYTES
+                    break
+                if not self._understood(received[begin : begin + size]):
+                    self.close()
+                    return
+                begin += size
+        del self._received[:begin]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._receiver.closed(self)
+        for stream in self._streams:
+            if (inbox := self._receiver.inbox(stream)) is not None:
+                inbox.end(EngineLost())
+
+    def close(self) -> None:
+        assert self._transport is not None
+        self._transport.close()
+
+    def _understood(self, data: memoryview) -> bool:
+        """False for what only a stranger would send."""
+        try:
+            message = _decoder.decode(data)
+        except msgspec.MsgspecError:
+            return False
+        if self.model_id is None:
+            return self._greeted(message)
+        match message:
+            case Stepped(stream, step):
+                self._streams.add(stream)
+                if (inbox := self._receiver.inbox(stream)) is not None:
+                    inbox.put(step)
+            case Ended(stream, failure):
+                self._streams.discard(stream)
+                if (inbox := self._receiver.inbox(stream)) is not None:
+                    inbox.end(failure.error() if failure is not None else None)
+            case Measured(stats):
+                self.stats = stats
+        return True
+
+    def _greeted(self, message: Message) -> bool:
+        known = self._receiver.address.secret
+        if not isinstance(message, Hello) or not compare_digest(message.secret, known):
+            logger.warning("somebody who is no replica has connected to this front end")
+            return False
+        self.model_id = message.model_id
+        return True
+
+
+class Link(asyncio.Protocol):
+    """A replica's end of a connection. What one turn of the event loop sends leaves together."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._pending = bytearray()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's have it, and are of no such class.
+        self._transport = cast(asyncio.WriteTransport, transport)
+        end: socket.socket = transport.get_extra_info("socket")
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MS)
+
+    def send(self, message: Message) -> None:
+        """Errors: `EngineLost` when the front end is gone."""
+        if self.lost.is_set():
+            raise EngineLost
+        begin = len(self._pending)
+        if begin == 0:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._pending += bytes(SIZE_BYTES)
+        _encoder.encode_into(message, self._pending, -1)
+        size = len(self._pending) - begin - SIZE_BYTES
+        self._pending[begin : begin + SIZE_BYTES] = size.to_bytes(SIZE_BYTES)
+
+    async def ready(self) -> None:
+        """Waits while the front end reads more slowly than this end writes."""
+        await self._may_write.wait()
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost.set()
+        self._may_write.set()
+
+    def _flush(self) -> None:
+        assert self._transport is not None
+        self._transport.write(bytes(self._pending))
+        self._pending.clear()
+
+
+class Links:
+    """A replica's connections, each made when its front end first asks for something."""
+
+    def __init__(self, model_id: str) -> None:
+        self._model_id = model_id
+        self._links: dict[Address, asyncio.Task[Link]] = {}
+
+    async def to(self, address: Address) -> Link:
+        """Errors: `OSError` for a front end that cannot be reached."""
+        made = self._links.get(address)
+        if made is None or (made.done() and _is_over(made)):
+            made = self._links[address] = asyncio.create_task(self._connected(address))
+        return await asyncio.shield(made)
+
+    def send_all(self, message: Message) -> None:
+        for address, made in list(self._links.items()):
+            if made.done():
+                if _is_over(made):
+                    del self._links[address]
+                else:
+                    made.result().send(message)
+
+    async def _connected(self, address: Address) -> Link:
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_connection(Link, address.host, address.port)
+        link.send(Hello(address.secret, self._model_id))
+        return link
+
+
+def _is_over(made: asyncio.Task[Link]) -> bool:
+    return made.cancelled() or made.exception() is not None or made.result().lost.is_set()
