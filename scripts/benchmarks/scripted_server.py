@@ -114,6 +114,7 @@ class PacedEngine(FakeEngine):
 
     capacity: int = 1 << 20
     interval_s: float = 0
+    word: str = WORD
 
     async def generate(
         self, prompt: Prompt, sampling: Sampling, request_id: str
@@ -121,24 +122,24 @@ class PacedEngine(FakeEngine):
         with self._running(1):
             if not sampling.stream:
                 await asyncio.sleep(self.interval_s * sampling.max_tokens)
-                yield _step(sampling.max_tokens, is_last=True)
+                yield self._step(sampling.max_tokens, is_last=True)
                 return
             for number in range(1, sampling.max_tokens + 1):
                 await asyncio.sleep(self.interval_s)
-                yield _step(1, is_last=number == sampling.max_tokens)
+                yield self._step(1, is_last=number == sampling.max_tokens)
 
-
-def _step(num_tokens: int, *, is_last: bool) -> Step:
-    finish: FinishReason | None = "length" if is_last else None
-    return Step([Delta(0, WORD * num_tokens, [TOKEN_ID] * num_tokens, finish)])
+    def _step(self, num_tokens: int, *, is_last: bool) -> Step:
+        finish: FinishReason | None = "length" if is_last else None
+        return Step([Delta(0, self.word * num_tokens, [TOKEN_ID] * num_tokens, finish)])
 
 
 @dataclass
 class PacedBackend(FakeBackend):
     interval_s: float = 0
+    word: str = WORD
 
     async def engine(self, spec: EngineSpec) -> FakeEngine:
-        return PacedEngine(interval_s=self.interval_s)
+        return PacedEngine(interval_s=self.interval_s, word=self.word)
 
 
 class NoMetrics(Metrics):

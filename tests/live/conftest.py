@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,15 +86,22 @@ def write_registry(path: Path, models: list[dict[str, Any]]) -> Path:
     return path
 
 
+TENUTO = (str(Path(sys.executable).with_name("tenuto")),)
+
+
 @contextmanager
 def launched(
-    directory: Path, *arguments: str, environment: dict[str, str] | None = None, ready: bool = True
+    directory: Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    ready: bool = True,
+    program: Sequence[str] = TENUTO,
 ) -> Iterator[LiveServer]:
     """`tenuto serve` on a free port. Ended, and its group killed, when the test leaves."""
     log = directory / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("tenuto"), "serve", "--port", "0", *arguments],
+            [*program, "serve", "--port", "0", *arguments],
             stdout=output,
             stderr=output,
             env={**os.environ, "TENUTO_DRAIN_S": "10", **(environment or {})},

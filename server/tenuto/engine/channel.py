@@ -71,34 +71,42 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     model_id: str
 
 
-class Stepped(msgspec.Struct, array_like=True, tag=1):
+class Accepted(msgspec.Struct, array_like=True, tag=1):
+    """A replica has the request, and its engine may take its time."""
+
+    stream: int
+
+
+class Stepped(msgspec.Struct, array_like=True, tag=2):
     stream: int
     step: Step
 
 
-class Ended(msgspec.Struct, array_like=True, tag=2):
+class Ended(msgspec.Struct, array_like=True, tag=3):
     """Nothing more comes of the stream. `failure`: why, when it did not end by itself."""
 
     stream: int
     failure: Failure | None = None
 
 
-class Measured(msgspec.Struct, array_like=True, tag=3):
+class Measured(msgspec.Struct, array_like=True, tag=4):
     """The replica's engine now."""
 
     stats: EngineStats
 
 
-Message = Hello | Stepped | Ended | Measured
+Message = Hello | Accepted | Stepped | Ended | Measured
 _decoder = msgspec.msgpack.Decoder(Message)
 _encoder = msgspec.msgpack.Encoder()
 
 
 class Inbox:
-    """What has come of one stream and was not taken yet: a reader that lags finds it merged."""
+    """What has come of one stream and was not taken yet: a reader that lags finds it merged.
+    `accepted` is set once a replica has the request, or never will."""
 
     def __init__(self) -> None:
         self.has_begun = self.has_ended = False
+        self.accepted = asyncio.Event()
         self._steps: deque[Step] = deque()
         self._error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -112,6 +120,7 @@ class Inbox:
     def end(self, error: ApiError | None = None) -> None:
         if not self.has_ended:
             self.has_ended, self._error = True, error
+            self.accepted.set()
             self._wake()
 
     async def take(self) -> Step:
@@ -248,8 +257,11 @@ class _Connection(asyncio.Protocol):
         if self.model_id is None:
             return self._greeted(message)
         match message:
-            case Stepped(stream, step):
+            case Accepted(stream):
                 self._streams.add(stream)
+                if (inbox := self._receiver.inbox(stream)) is not None:
+                    inbox.accepted.set()
+            case Stepped(stream, step):
                 if (inbox := self._receiver.inbox(stream)) is not None:
                     inbox.put(step)
             case Ended(stream, failure):

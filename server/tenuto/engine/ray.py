@@ -67,7 +67,8 @@ MAX_ATTEMPTS = 10
 
 class RayCluster:
     """A front end's view of the cluster. `make_backend` is called in each replica's process; a
-    request waits for its first step for at most `max_wait_s`, and `max_waiting` of one model do."""
+    request waits for a replica for at most `max_wait_s`, and at most `max_waiting` of one model
+    do."""
 
     def __init__(
         self, make_backend: Callable[[], Backend], max_wait_s: float, max_waiting: int
@@ -243,7 +244,8 @@ class RemoteSteps:
     async def _first(self) -> Step:
         self._calling = asyncio.create_task(self._call())
         async with self._engine.patience():
-            return await self._inbox.take()
+            await self._inbox.accepted.wait()
+        return await self._inbox.take()
 
     async def _call(self) -> None:
         salt = f"{self._sampling.lora}:{self._sampling.cache_salt}"

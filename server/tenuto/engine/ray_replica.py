@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tenuto.engine.base import Backend, Engine
-from tenuto.engine.channel import Address, Ended, Failure, Link, Links, Measured, Stepped
+from tenuto.engine.channel import Accepted, Address, Ended, Failure, Link, Links, Measured, Stepped
 from tenuto.engine.types import EngineSpec, Prompt, Sampling
 from tenuto.errors import ApiError, CheckpointError
 
@@ -75,6 +75,7 @@ class Replica:
         """Returns when all steps were sent."""
         call = _calls.decode(packed_call)
         link = await self._links.to(call.to)
+        link.send(Accepted(call.stream))
         try:
             await self._send(call, link)
         except ApiError as error:

@@ -15,8 +15,9 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
 from tenuto.engine.prefixes import Prefixes
 
-# A warm replica may have so many requests more than the one that would be chosen without it, and so
-# many times as many: few are uneven by chance, many by their share.
+# A warm replica may have MAX_IMBALANCE times as many requests as the one that would be chosen
+# without it, and SLACK more. A slack alone that lets conversations stay where replicas have
+# hundreds of requests gathers everything on one where they have a few.
 SLACK, MAX_IMBALANCE = 2, 1.5
 
 

@@ -158,7 +158,9 @@ class ClusterPool:
                 raise
         states = await self._cluster.states()
         for slot in self.slots.values():
-            slot.state, slot.reason = states.get(name_of(slot.entry), ("cold", None))
+            name = name_of(slot.entry)
+            slot.engine = self._engines.get(name)
+            slot.state, slot.reason = states.get(name, ("cold", None))
         await self._retire(states)
         async with self._looked:
             self._looked.notify_all()

@@ -1,0 +1,56 @@
+"""A Ray cluster of three hosts on this machine, and front ends that use it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.hosts import WORKERS, Hosts, ray_hosts
+from tests.live.conftest import LiveServer, launched, write_registry
+
+SCRIPTED = (sys.executable, "-m", "scripts.benchmarks.scripted_replicas")
+# More than is ever asked for: what a test leaves behind is in nobody's way.
+NUM_CPUS = 16
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[Hosts]:
+    with ray_hosts(dict.fromkeys(WORKERS, NUM_CPUS)) as found:
+        yield found
+
+
+@contextmanager
+def front(
+    hosts: Hosts,
+    directory: Path,
+    models: list[dict[str, Any]],
+    *,
+    ip: str = WORKERS[0],
+    interval_s: float = 0.02,
+    ready: bool = True,
+    **settings: str,
+) -> Iterator[LiveServer]:
+    """A front end on that host, over scripted replicas."""
+    directory.mkdir(exist_ok=True)
+    registry = write_registry(directory / "registry.yaml", models)
+    environment = {
+        **hosts.environment,
+        "TENUTO_NODE_IP": ip,
+        "TENUTO_STATE_DIR": str(directory / "state"),
+        "SCRIPTED_INTERVAL_S": str(interval_s),
+        **{f"TENUTO_{name.upper()}": value for name, value in settings.items()},
+    }
+    arguments = ("--cluster", hosts.address, "--registry", str(registry), "--watch")
+    with launched(
+        directory, *arguments, environment=environment, ready=ready, program=SCRIPTED
+    ) as server:
+        yield server
+
+
+def replica_of(server: LiveServer, model: str, **fields: Any) -> int:
+    """The id of the process that answers."""
+    answer = server.complete("Who?", model=model, max_tokens=1, **fields).raise_for_status()
+    return int(answer.json()["choices"][0]["text"])
