@@ -1,7 +1,7 @@
 """A Ray cluster of three hosts on this machine, and front ends that use it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ def front(
     *,
     ip: str = WORKERS[0],
     interval_s: float = 0.02,
-    ready: bool = True,
+    program: Sequence[str] = SCRIPTED,
     **settings: str,
 ) -> Iterator[LiveServer]:
-    """A front end on that host, over scripted replicas."""
+    """A front end on that host, over scripted replicas where nothing else is said."""
     directory.mkdir(exist_ok=True)
     registry = write_registry(directory / "registry.yaml", models)
     environment = {
@@ -44,9 +44,7 @@ def front(
         **{f"TENUTO_{name.upper()}": value for name, value in settings.items()},
     }
     arguments = ("--cluster", hosts.address, "--registry", str(registry), "--watch")
-    with launched(
-        directory, *arguments, environment=environment, ready=ready, program=SCRIPTED
-    ) as server:
+    with launched(directory, *arguments, environment=environment, program=program) as server:
         yield server
 
 

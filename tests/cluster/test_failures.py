@@ -103,8 +103,11 @@ def test_a_front_end_is_killed(hosts: Hosts, tmp_path: Path) -> None:
         front(hosts, tmp_path / "two", models, ip=WORKERS[1]) as two,
     ):
         both = replicas(two, "shared")
-        with streams(one, "shared", max_tokens=3000) as running:
-            wait_running(two, "shared", NUM_STREAMS)
+        with streams(one, "shared", max_tokens=3000) as running, ThreadPoolExecutor(1) as thread:
+            running.append(
+                thread.submit(one.complete, "Hi", model="shared", max_tokens=3000)  # type: ignore[arg-type]
+            )
+            wait_running(two, "shared", NUM_STREAMS + 1)
             one.process.kill()
             for future in running:
                 assert isinstance(future.exception(), httpx.TransportError)

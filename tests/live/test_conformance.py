@@ -19,6 +19,7 @@ from tests.live.ways import CHAT, COMPLETIONS, Way
 pytestmark = pytest.mark.conformance
 KEY = "sk-conformance-0123456789"
 REJECTING = "Midnight-Miqu-70B-v1.5"
+ORIGIN = "https://example.org"
 MAX_RUN_S = 120
 # Of how many pairs on average one has seen none, one or two equal: with 95 % confidence no more
 # than so many (Poisson).
@@ -34,7 +35,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     registry = write_registry(directory / "registry.yaml", rows)
     environment = {
         "TENUTO_API_KEYS": KEY,
-        "TENUTO_CORS_ORIGINS": '["https://example.org"]',
+        "TENUTO_CORS_ORIGINS": f'["{ORIGIN}"]',
         "TENUTO_STATE_DIR": str(directory / "state"),
     }
     with launched(directory, "--registry", str(registry), environment=environment) as server:
@@ -42,9 +43,13 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 
 def test_every_case_passes(complete: LiveServer, tmp_path: Path) -> None:
-    state = complete.log.parent / "state"
+    assert_conforms(complete, tmp_path)
+
+
+def assert_conforms(server: LiveServer, tmp_path: Path) -> None:
+    state = server.log.parent / "state"
     environment = {"LIMITED_KEY": tenuto(state, "keys", "create", "--requests-per-minute", "5")}
-    arguments = ("--base-url", f"{complete.url}/v1", "--limited-api-key-env", "LIMITED_KEY")
+    arguments = ("--base-url", f"{server.url}/v1", "--limited-api-key-env", "LIMITED_KEY")
     report = conform(environment, tmp_path, "run", *arguments)
     missed = [case for case in report["cases"] if case["outcome"] != "passed"]
     assert [(case["id"], case["outcome"], case["message"]) for case in missed] == []

@@ -24,8 +24,8 @@ SIZE_BYTES = 4
 # Log-probabilities of a long prompt are the largest; who has not said hello sends nothing long.
 MAX_MESSAGE_BYTES = 256 << 20
 MAX_HELLO_BYTES = 4096
-# After so long without a word from the other host, its end is taken for granted.
-SILENT_MS = 20_000
+# After so long without a word from the other host, its end is taken for granted; it is asked twice.
+SILENT_S = 20
 SECRET_BYTES = 16
 
 
@@ -107,6 +107,7 @@ class Inbox:
     def __init__(self) -> None:
         self.has_begun = self.has_ended = False
         self.accepted = asyncio.Event()
+        self.connection: _Connection | None = None
         self._steps: deque[Step] = deque()
         self._error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -157,7 +158,7 @@ class Receiver:
     """A front end's end of all connections. To be opened on the event loop that uses it."""
 
     address: Address
-    _inboxes: dict[int, Inbox] = field(default_factory=dict)
+    _waiting: dict[int, Inbox] = field(default_factory=dict)
     _connections: set["_Connection"] = field(default_factory=set)
     _number: int = 0
     _server: asyncio.Server | None = None
@@ -175,27 +176,30 @@ class Receiver:
     def add(self, inbox: Inbox) -> int:
         """The number of the stream that fills it."""
         self._number += 1
-        self._inboxes[self._number] = inbox
+        self._waiting[self._number] = inbox
         return self._number
 
-    def forget(self, stream: int) -> None:
+    def accepted(self, stream: int) -> Inbox | None:
+        """Its inbox, whose connection knows it from now on; None when nobody waits for it."""
+        return self._waiting.pop(stream, None)
+
+    def forget(self, stream: int, inbox: Inbox) -> None:
         """What still comes of it is dropped."""
-        self._inboxes.pop(stream, None)
+        self._waiting.pop(stream, None)
+        if inbox.connection is not None:
+            inbox.connection.forget(stream)
 
     def stats(self, model_id: str) -> list[EngineStats]:
         """What the model's replicas have said last."""
         return [c.stats for c in self._connections if c.model_id == model_id and c.stats]
 
     def close(self) -> None:
-        for inbox in self._inboxes.values():
-            inbox.end(EngineLost())
         if self._server is not None:
             self._server.close()
+        for inbox in self._waiting.values():
+            inbox.end(EngineLost())
         for connection in list(self._connections):
-            connection.close()
-
-    def inbox(self, stream: int) -> Inbox | None:
-        return self._inboxes.get(stream)
+            connection.end()
 
     def opened(self, connection: "_Connection") -> None:
         self._connections.add(connection)
@@ -205,14 +209,14 @@ class Receiver:
 
 
 class _Connection(asyncio.Protocol):
-    """One replica's. Its streams end with it."""
+    """One replica's, at the front end."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.model_id: str | None = None
         self.stats: EngineStats | None = None
         self._receiver = receiver
-        self._streams: set[int] = set()
-        self._received = bytearray()
+        self._inboxes: dict[int, Inbox] = {}
+        self._unread = bytearray()
         self._transport: asyncio.BaseTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -220,31 +224,37 @@ class _Connection(asyncio.Protocol):
         self._receiver.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        begin, end = 0, len(self._received)
-        with memoryview(self._received) as received:
+        self._unread += data
+        begin, end = 0, len(self._unread)
+        with memoryview(self._unread) as unread:
             while end - begin >= SIZE_BYTES:
-                size = int.from_bytes(received[begin : begin + SIZE_BYTES])
+                size = int.from_bytes(unread[begin : begin + SIZE_BYTES])
                 if size > (MAX_HELLO_BYTES if self.model_id is None else MAX_MESSAGE_BYTES):
-                    self.close()
-                    return
-                begin += SIZE_BYTES
-                if end - begin < size:
-                    begin -= SIZE_BYTES
+                    return self._close()
+                if end - begin - SIZE_BYTES < size:
                     break
-                if not self._understood(received[begin : begin + size]):
-                    self.close()
-                    return
+                begin += SIZE_BYTES
+                if not self._understood(unread[begin : begin + size]):
+                    return self._close()
                 begin += size
-        del self._received[:begin]
+        del self._unread[:begin]
 
     def connection_lost(self, error: Exception | None) -> None:
         self._receiver.closed(self)
-        for stream in self._streams:
-            if (inbox := self._receiver.inbox(stream)) is not None:
+        for inbox in self._inboxes.values():
+            # What has not begun can be asked for again.
+            if inbox.has_begun:
                 inbox.end(EngineLost())
 
-    def close(self) -> None:
+    def end(self) -> None:
+        for inbox in self._inboxes.values():
+            inbox.end(EngineLost())
+        self._close()
+
+    def forget(self, stream: int) -> None:
+        self._inboxes.pop(stream, None)
+
+    def _close(self) -> None:
         assert self._transport is not None
         self._transport.close()
 
@@ -256,25 +266,31 @@ class _Connection(asyncio.Protocol):
             return False
         if self.model_id is None:
             return self._greeted(message)
+        self._took(message)
+        return True
+
+    def _took(self, message: Message) -> None:
         match message:
-            case Accepted(stream):
-                self._streams.add(stream)
-                if (inbox := self._receiver.inbox(stream)) is not None:
-                    inbox.accepted.set()
             case Stepped(stream, step):
-                if (inbox := self._receiver.inbox(stream)) is not None:
+                if (inbox := self._inboxes.get(stream)) is not None:
                     inbox.put(step)
+            case Accepted(stream):
+                self._accepted(stream)
             case Ended(stream, failure):
-                self._streams.discard(stream)
-                if (inbox := self._receiver.inbox(stream)) is not None:
+                if (inbox := self._inboxes.pop(stream, None)) is not None:
                     inbox.end(failure.error() if failure is not None else None)
             case Measured(stats):
                 self.stats = stats
-        return True
+
+    def _accepted(self, stream: int) -> None:
+        if (inbox := self._receiver.accepted(stream)) is not None:
+            self._inboxes[stream] = inbox
+            inbox.connection = self
+            inbox.accepted.set()
 
     def _greeted(self, message: Message) -> bool:
-        known = self._receiver.address.secret
-        if not isinstance(message, Hello) or not compare_digest(message.secret, known):
+        known = self._receiver.address.secret.encode()
+        if not isinstance(message, Hello) or not compare_digest(message.secret.encode(), known):
             logger.warning("somebody who is no replica has connected to this front end")
             return False
         self.model_id = message.model_id
@@ -292,11 +308,14 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's have it, and are of no such class.
+        # uvloop's can write, and are of no such class.
         self._transport = cast(asyncio.WriteTransport, transport)
         end: socket.socket = transport.get_extra_info("socket")
         end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MS)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_S // 2)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENT_S // 4)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_S * 1000)
 
     def send(self, message: Message) -> None:
         """Errors: `EngineLost` when the front end is gone."""

@@ -232,7 +232,7 @@ class RemoteSteps:
         return self._inbox.take() if self._calling is not None else self._first()
 
     async def aclose(self) -> None:
-        self._engine.receiver.forget(self._stream)
+        self._engine.receiver.forget(self._stream, self._inbox)
         if self._inbox.has_ended:
             return
         self._inbox.end()
@@ -250,26 +250,31 @@ class RemoteSteps:
     async def _call(self) -> None:
         salt = f"{self._sampling.lora}:{self._sampling.cache_salt}"
         prefix = prefix_hashes(self._prompt.token_ids, salt)
-        for attempts_left in reversed(range(MAX_ATTEMPTS)):
-            self._response = self._engine.generates.remote(prefix, packed(self._request()))
-            try:
-                await self._response
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                failure = error_of(error, self._request_id)
-            else:
-                if not self._inbox.has_ended:
-                    asyncio.get_running_loop().call_later(LATE_S, self._inbox.end, EngineLost())
-                return
-            if self._inbox.has_begun or not attempts_left or not isinstance(failure, EngineLost):
-                self._inbox.end(failure)
-                return
+        for _ in range(MAX_ATTEMPTS):
+            failure = await self._attempt(prefix)
+            is_over = self._inbox.has_begun or self._inbox.has_ended
+            if is_over or not isinstance(failure, EngineLost):
+                break
             self._again()
+        if failure is not None:
+            self._inbox.end(failure)
+        elif not self._inbox.has_ended:
+            asyncio.get_running_loop().call_later(LATE_S, self._inbox.end, EngineLost())
+
+    async def _attempt(self, prefix: Sequence[int]) -> ApiError | None:
+        """Why a replica did not answer; None when it did."""
+        self._response = self._engine.generates.remote(prefix, packed(self._request()))
+        try:
+            await self._response
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            return error_of(error, self._request_id)
+        return None
 
     def _again(self) -> None:
         """Under another number: nothing of the first attempt may come in between."""
-        self._engine.receiver.forget(self._stream)
+        self._engine.receiver.forget(self._stream, self._inbox)
         self._stream = self._engine.receiver.add(self._inbox)
 
     def _request(self) -> Call:

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from tenuto.engine.base import Backend, Engine
-from tenuto.engine.channel import Accepted, Address, Ended, Failure, Link, Links, Measured, Stepped
+from tenuto.engine.channel import Accepted, Address, Ended, Failure, Links, Measured, Stepped
 from tenuto.engine.types import EngineSpec, Prompt, Sampling
-from tenuto.errors import ApiError, CheckpointError
+from tenuto.errors import CheckpointError, EngineLost
 
 logger = logging.getLogger(__name__)
-MEASURE_EVERY_S = 1.0
+MEASURE_EVERY_S = 0.25
 # What a lost engine's requests are told must be out before the process ends.
 LAST_WORDS_S = 0.5
 
@@ -76,38 +76,39 @@ class Replica:
         call = _calls.decode(packed_call)
         link = await self._links.to(call.to)
         link.send(Accepted(call.stream))
-        try:
-            await self._send(call, link)
-        except ApiError as error:
-            link.send(Ended(call.stream, Failure.of(error)))
-        except Exception as error:
-            # Without its text, which may quote the request.
-            logger.error("request %s: %s", call.request_id, type(error).__name__)
-            link.send(Ended(call.stream, Failure.of(error)))
-
-    async def _send(self, call: Call, link: Link) -> None:
+        has_begun = False
         steps = self._engine.generate(call.prompt, call.sampling, call.request_id)
-        async with aclosing(steps):
-            async for step in steps:
-                link.send(Stepped(call.stream, step))
-                await link.ready()
-        link.send(Ended(call.stream))
+        try:
+            async with aclosing(steps):
+                async for step in steps:
+                    link.send(Stepped(call.stream, step))
+                    has_begun = True
+                    await link.ready()
+            ended = Ended(call.stream)
+        except Exception as error:
+            ended = Ended(call.stream, await _failure(error, call.request_id, has_begun))
+        link.send(ended)
 
     async def embed(self, prefix: Sequence[int], packed_embed: bytes) -> list[float] | Failure:
         asked = _embeds.decode(packed_embed)
         try:
             prompt = Prompt(asked.token_ids)
             return await self._engine.embed(prompt, asked.dimensions, asked.request_id)
-        except ApiError as error:
-            return Failure.of(error)
+        except Exception as error:
+            return await _failure(error, asked.request_id)
 
     async def wake(self) -> None:
         """Nothing more to do: that somebody asks makes Ray Serve start a first replica."""
 
     async def _measure(self) -> None:
+        """Says how busy the engine is, while that changes."""
+        said = None
         while True:
             await asyncio.sleep(MEASURE_EVERY_S)
-            self._links.send_all(Measured(self._engine.stats()))
+            stats = self._engine.stats()
+            if stats != said:
+                self._links.send_all(Measured(stats))
+                said = stats
 
     async def _watch(self) -> None:
         """A replica without its engine ends; Ray Serve starts another."""
@@ -121,3 +122,15 @@ class Replica:
         for task in self._tasks:
             task.cancel()
         await self._engine.close(0)
+
+
+async def _failure(error: Exception, request_id: str, has_begun: bool = False) -> Failure:
+    """What a client may know of it."""
+    if isinstance(error, EngineLost) and not has_begun:
+        # By then this process has ended as well, and another replica has the request.
+        await asyncio.sleep(2 * LAST_WORDS_S)
+    failure = Failure.of(error)
+    if failure.kind == "internal":
+        # Without its text, which may quote the request.
+        logger.error("request %s: %s", request_id, type(error).__name__)
+    return failure

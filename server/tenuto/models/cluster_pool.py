@@ -5,12 +5,12 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from tenuto.engine.base import Backend, Cluster, Engine, Prompts
 from tenuto.engine.types import Deployed
-from tenuto.errors import BadRequest, EngineStartError, Unavailable
+from tenuto.errors import BadRequest, CheckpointError, EngineStartError, NotLoaded, Unavailable
 from tenuto.models.registry import Entry, Registry
 from tenuto.models.slot import Lease, Slot
 from tenuto.models.waiting import ANYONE, Asker
@@ -20,6 +20,7 @@ LOOK_EVERY_S = 2.0
 # Other front ends may read a changed registry so much later, and use until then what is no longer
 # in it.
 RETIRE_AFTER_S = 30.0
+UNFIT = "its files cannot be served as they are"
 
 
 class ClusterPool:
@@ -39,29 +40,34 @@ class ClusterPool:
         self._backend, self._cluster = backend, cluster
         self._max_wait_s, self._clock = max_wait_s, clock
         self._engines: dict[str, Engine] = {}
+        self._unfit: dict[str, str] = {}
         self._surplus: dict[str, float] = {}
+        self._retired: set[str] = set()
+        self._wakes: set[asyncio.Task[None]] = set()
         self._looked = asyncio.Condition()
         self._changed = asyncio.Event()
         self._changed.set()
         self._owner: asyncio.Task[None] | None = None
         self._problem: str | None = None
+        self._is_closed = False
 
     async def load(self, ids: Sequence[str]) -> None:
+        for model_id in ids:
+            # Of others the cluster starts replicas by itself.
+            if self.slots[model_id].entry.scale().min_replicas == 0:
+                self.want(model_id)
         self._begin()
         async with self._looked:
             await self._looked.wait_for(lambda: self._loaded(ids))
-        for model_id in ids:
-            await self.slots[model_id].made_prompts(self._backend)
+        for slot in self._present(ids):
+            await slot.made_prompts(self._backend)
         self.started.set()
 
     def want(self, model_id: str) -> None:
-        """Has its first replica started."""
+        """Has its first replica started, once it is deployed."""
+        self.slots[model_id].wanted = True
         self._begin()
-        engine = self._engines.get(name_of(self.slots[model_id].entry))
-        if engine is not None:
-            slot = self.slots[model_id]
-            slot.work = asyncio.create_task(engine.wake())
-            slot.work.add_done_callback(_noted)
+        self._wake_wanted()
 
     def dismiss(self, model_id: str, to: Literal["asleep", "cold"]) -> None:
         raise BadRequest(
@@ -87,7 +93,7 @@ class ClusterPool:
         """At once, when it is deployed: requests wait where they are shared out."""
         slot, name = self._slot(entry), name_of(entry)
         if name not in self._engines:
-            await self._deployed(name, min(asker.patience_s, self._max_wait_s))
+            await self._deployed(entry.id, name, min(asker.patience_s, self._max_wait_s))
         return Lease(slot, self._engines[name], sequences, self._released)
 
     def is_ready(self, entry: Entry) -> bool:
@@ -95,8 +101,10 @@ class ClusterPool:
         return slot is not None and slot.state == "ready"
 
     async def close(self, drain_s: float) -> None:
-        if self._owner is not None:
-            self._owner.cancel()
+        self._is_closed = True
+        for task in filter(None, (self._owner, *self._wakes)):
+            task.cancel()
+        await self._tell()
         await self._cluster.close()
 
     def _slot(self, entry: Entry) -> Slot:
@@ -110,24 +118,44 @@ class ClusterPool:
     def _released(self, slot: Slot) -> None:
         slot.used_at = self._clock()
 
-    async def _deployed(self, name: str, wait_s: float) -> None:
-        self._begin()
+    async def _deployed(self, model_id: str, name: str, wait_s: float) -> None:
         try:
-            async with asyncio.timeout(wait_s), self._looked:
-                await self._looked.wait_for(lambda: name in self._engines)
+            async with asyncio.timeout(wait_s):
+                await self._judged(name)
         except TimeoutError:
             raise Unavailable("The cluster does not answer. Please retry.") from None
+        if name in self._unfit:
+            raise NotLoaded(f"{model_id} is not served: {self._unfit[name]}.")
+
+    async def _judged(self, name: str) -> None:
+        """Deployed, or found unfit. Errors: `Unavailable` when the pool is closed first."""
+        self._begin()
+
+        def is_over() -> bool:
+            return self._is_closed or name in self._engines or name in self._unfit
+
+        async with self._looked:
+            await self._looked.wait_for(is_over)
+        if self._is_closed:
+            raise Unavailable("The server is shutting down. Please retry.")
+
+    async def _tell(self) -> None:
+        async with self._looked:
+            self._looked.notify_all()
+
+    def _present(self, ids: Sequence[str]) -> list[Slot]:
+        return [self.slots[model_id] for model_id in ids if model_id in self.slots]
 
     def _loaded(self, ids: Sequence[str]) -> bool:
         """Errors: `EngineStartError`."""
-        slots = [self.slots[model_id] for model_id in ids if model_id in self.slots]
+        slots = self._present(ids)
         for slot in slots:
             if slot.state == "failed":
                 raise EngineStartError(f"model {slot.entry.id}: {slot.reason}")
         return not self._changed.is_set() and all(slot.state == "ready" for slot in slots)
 
     def _begin(self) -> None:
-        if self._owner is None:
+        if self._owner is None and not self._is_closed:
             self._owner = asyncio.create_task(self._own())
 
     async def _own(self) -> None:
@@ -136,10 +164,9 @@ class ClusterPool:
             try:
                 await self._look()
                 self._problem = None
-            except Unavailable as error:
-                if self._problem != error.message:
-                    logger.error("%s", error.message)
-                self._problem = error.message
+            except Exception as error:
+                # Whatever it is: without its owner everyone would wait, for ever.
+                self._complain(error)
             try:
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._changed.wait()
@@ -147,6 +174,14 @@ class ClusterPool:
                 continue
             if self._problem is not None:
                 await asyncio.sleep(LOOK_EVERY_S)
+
+    def _complain(self, error: Exception) -> None:
+        """Once, while it stays the same."""
+        problem = str(error)
+        if self._problem != problem:
+            is_known = isinstance(error, Unavailable)
+            logger.error("%s", problem, exc_info=None if is_known else error)
+        self._problem = problem
 
     async def _look(self) -> None:
         if self._changed.is_set():
@@ -156,29 +191,56 @@ class ClusterPool:
             except BaseException:
                 self._changed.set()
                 raise
-        states = await self._cluster.states()
+        states = dict(await self._cluster.states())
+        for name, reason in self._unfit.items():
+            states.setdefault(name, ("failed", reason))
         for slot in self.slots.values():
             name = name_of(slot.entry)
             slot.engine = self._engines.get(name)
             slot.state, slot.reason = states.get(name, ("cold", None))
         await self._retire(states)
-        async with self._looked:
-            self._looked.notify_all()
+        await self._tell()
 
     async def _deploy(self) -> None:
-        entries = [slot.entry for slot in self.slots.values()]
-        models = [Deployed(name_of(entry), entry.spec(), entry.scale()) for entry in entries]
+        models, unfit = [], {}
+        for entry in [slot.entry for slot in self.slots.values()]:
+            try:
+                models.append(Deployed(name_of(entry), entry.spec(), entry.scale()))
+            except CheckpointError as error:
+                unfit[name_of(entry)] = UNFIT
+                if name_of(entry) not in self._unfit:
+                    logger.error("model %s: %s", entry.id, error.message)
+        self._unfit = unfit
         self._engines |= await self._cluster.deploy(models)
+        self._wake_wanted()
+
+    def _wake_wanted(self) -> None:
+        for slot in self.slots.values():
+            engine = self._engines.get(name_of(slot.entry))
+            if slot.wanted and engine is not None:
+                slot.wanted = False
+                wake = asyncio.create_task(engine.wake())
+                self._wakes.add(wake)
+                wake.add_done_callback(self._woken)
+
+    def _woken(self, wake: asyncio.Task[None]) -> None:
+        self._wakes.discard(wake)
+        if not wake.cancelled() and (error := wake.exception()) is not None:
+            logger.warning("a model was not woken: %s", error)
 
     async def _retire(self, deployed: Iterable[str]) -> None:
         """What no registry has had for a while goes, whoever deployed it."""
         wanted = {name_of(slot.entry) for slot in self.slots.values()}
         now = self._clock()
         self._surplus = {name: self._surplus.get(name, now) for name in set(deployed) - wanted}
-        due = [name for name, since in self._surplus.items() if now - since >= RETIRE_AFTER_S]
+        # What is retired stays deployed while its last requests run.
+        self._retired &= self._surplus.keys()
+        old = {name for name, since in self._surplus.items() if now - since >= RETIRE_AFTER_S}
+        due = sorted(old - self._retired)
         if due:
             logger.info("no longer in the registry: %s", ", ".join(due))
             await self._cluster.retire(due)
+        self._retired.update(due)
         for name in due:
             self._engines.pop(name, None)
 
@@ -189,8 +251,3 @@ def name_of(entry: Entry) -> str:
     identity = f"{entry.id}\n{entry.checkpoint}"
     readable = re.sub(r"[^A-Za-z0-9-]+", "-", entry.id)
     return f"{readable}.{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-
-
-def _noted(woken: asyncio.Task[None]) -> None:
-    if not woken.cancelled() and (error := woken.exception()) is not None:
-        logger.warning("a model was not woken: %s", error)
