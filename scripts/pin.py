@@ -79,10 +79,10 @@ def main() -> None:
         relative = target.path.relative_to(ROOT)
         target.path.write_text(HEADER.format(path=relative) + lines)
         print(f"{relative}: {len(packages)} pins")
-    for target in ("cluster", "dev"):
-        for name in pins[target].keys() & pins["cuda"].keys():
-            if not pins[target][name] <= pins["cuda"][name]:
-                sys.exit(f"{name}: {target}.txt and cuda.txt differ; bound it in pyproject.toml")
+    for beside in ("cluster", "dev"):
+        for name in pins[beside].keys() & pins["cuda"].keys():
+            if not pins[beside][name] <= pins["cuda"][name]:
+                sys.exit(f"{name}: {beside}.txt and cuda.txt differ; bound it in pyproject.toml")
 
 
 def resolve(target: Target, upgrade: bool) -> list[dict[str, Any]]:

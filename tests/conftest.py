@@ -28,10 +28,17 @@ from tenuto.api.services import Services
 from tenuto.app import build_app
 from tenuto.cli.serve import with_stored
 from tenuto.engine.fake import FakeBackend, FakeEngine
+from tenuto.models.base import Models
 from tenuto.models.pool import Pool, Terms
 from tenuto.models.registry import Registry, load_registry
 from tenuto.serving import Server, Tls, address, listen
 from tenuto.wire.bounds import Bounds
+
+# A fixture must be a name of this module.
+from tests.databases.services import postgres as postgres
+from tests.databases.services import redis_server as redis_server
+from tests.databases.services import redis_url as redis_url
+from tests.deploy.conftest import installed as installed
 
 T = TypeVar("T")
 MODEL = "demo"
@@ -45,7 +52,7 @@ def _state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def unfinished(pool: Pool) -> dict[str, int]:
+def unfinished(pool: Models) -> dict[str, int]:
     """Requests in each loaded engine."""
     engines = {name: slot.engine for name, slot in pool.slots.items() if slot.engine is not None}
     return {name: engine.stats().unfinished_requests for name, engine in engines.items()}
@@ -143,6 +150,7 @@ class Setup:
     terms: Terms = field(default_factory=Terms)
     services: dict[str, Any] = field(default_factory=dict)
     state_dir: Path | None = None
+    database_url: str | None = None
     tls: Tls | None = None
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app
 
@@ -176,12 +184,13 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
     """The server, its models loaded, on a free port of the loopback interface."""
     started: Future[tuple[Server, Services, asyncio.AbstractEventLoop]] = Future()
     listener = listen("127.0.0.1", 0)
-    watcher = with_stored(setup.keys, setup.state_dir) if setup.state_dir else None
+    state_dir, url = setup.state_dir, setup.database_url
+    watcher = with_stored(setup.keys, state_dir, url) if state_dir else None
 
     async def serve() -> None:
         registry = make_registry(directory, setup.models)
         pool = Pool(registry, setup.backend, setup.terms)
-        limiter = Limiter()
+        limiter = setup.services.get("limiter") or Limiter()
         guesses = setup.services.get("guesses") or Guesses()
         services = Services(
             registry=registry,
@@ -214,6 +223,8 @@ def served(directory: Path, setup: Setup) -> Iterator[Running]:
     # Whatever the other processes do to this machine meanwhile.
     running.wait_ended(30)
     if watcher is not None:
+        # Its last look has a connection, which must not outlive the pool.
+        watcher._thread.shutdown()
         watcher.store.engine.dispose()
 
 

@@ -34,6 +34,10 @@ VALUES: dict[str, tuple[str, Any]] = {
     "request_timeout_s": ("5", 5.0),
     "keep_alive_s": ("0.5", 0.5),
     "state_dir": ("/s", Path("/s")),
+    "cluster": ("head:6379", "head:6379"),
+    "node_ip": ("10.0.0.2", "10.0.0.2"),
+    "database_url": ("postgresql://u:p@h/d", "postgresql://u:p@h/d"),
+    "redis_url": ("redis://h", "redis://h"),
     "usage_days": ("30", 30),
     "cache_dir": ("/c", Path("/c")),
     "log_level": ("debug", "debug"),
@@ -108,6 +112,12 @@ def test_every_setting_is_documented(variable: str) -> None:
 def test_no_setting_is_documented_that_is_not_there() -> None:
     written = set(re.findall(r"\bTENUTO_[A-Z_]*[A-Z]\b", OPERATIONS.read_text()))
     assert written <= variables()
+
+
+def test_the_passwords_of_urls_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENUTO_DATABASE_URL", "postgresql://u:hidden@h/d")
+    monkeypatch.setenv("TENUTO_REDIS_URL", "redis://:hidden@h")
+    assert "hidden" not in repr(settings_from({}))
 
 
 @pytest.mark.parametrize("kind", [Settings, Bounds])

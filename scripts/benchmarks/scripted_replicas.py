@@ -1,4 +1,4 @@
-"""`tenuto serve --cluster`, with replicas that give a token each INTERVAL_S in place of vLLM's.
+"""`tenuto serve`, with engines that give a token each INTERVAL_S in place of vLLM's.
 
 `python -m scripts.benchmarks.scripted_replicas serve --cluster ...`; SCRIPTED_INTERVAL_S in the
 environment is that of this front end's replicas. Each token's text is their process's id.
@@ -20,13 +20,11 @@ def replica_backend(interval_s: float, *given: Any) -> PacedBackend:
     return PacedBackend(interval_s=interval_s, word=f" {os.getpid()}")
 
 
-def prompts_backend(*given: Any) -> PacedBackend:
-    return PacedBackend()
-
-
 if __name__ == "__main__":
     # By its importable name, which a replica's process knows as well.
     interval_s = float(os.environ.get(INTERVAL, "0.02"))
-    tenuto.wiring.replica_backend = partial(here.replica_backend, interval_s)  # type: ignore[assignment]
-    tenuto.wiring.LazyVllm = prompts_backend  # type: ignore[assignment,misc]
+    backend: Any = partial(here.replica_backend, interval_s)
+    tenuto.wiring.replica_backend = backend
+    # For prompts; without a cluster, for engines as well.
+    vars(tenuto.wiring)["LazyVllm"] = backend
     main()

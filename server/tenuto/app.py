@@ -147,6 +147,7 @@ def _lifespan(services: Services, on_failure: Failed) -> Any:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await services.limiter.start()
         tasks = [asyncio.create_task(_load(services, on_failure))]
         tasks.append(asyncio.create_task(services.history.run(lambda: readings(services.pool))))
         if services.key_watcher is not None:
@@ -158,6 +159,7 @@ def _lifespan(services: Services, on_failure: Failed) -> Any:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await services.pool.close(0)
+        await services.limiter.close()
         # It writes until the last engine has gone.
         if recorder is not None and recording is not None:
             await recorder.close()

@@ -45,11 +45,29 @@ class Settings(BaseSettings):
     )
     max_wait_s: float = Field(300, gt=0, description="seconds that a request waits for its model")
     max_waiting: int = Field(1024, ge=1, description="requests that wait for one model")
+    cluster: str | None = Field(
+        None, description="Ray cluster with the models: host:port of its head; local makes one"
+    )
+    node_ip: str | None = Field(
+        None, description="address by which the cluster knows this host; else as Ray finds it"
+    )
     drain_s: float = Field(30, ge=0, description="seconds that running requests get at shutdown")
     request_timeout_s: float = Field(60, gt=0, description="seconds in which a request arrives")
     keep_alive_s: float = Field(15, gt=0, description="seconds of silence before an SSE comment")
     state_dir: Path = Field(
         Path("~/.local/state/tenuto"), description="folder of the database with keys and usage"
+    )
+    database_url: str | None = Field(
+        None,
+        repr=False,
+        description="URL of a Postgres with keys and usage, for several servers; else SQLite in "
+        "the state folder",
+    )
+    redis_url: str | None = Field(
+        None,
+        repr=False,
+        description="URL of a Redis that counts limits for several servers; else this process's "
+        "memory",
     )
     usage_days: int | None = Field(
         None, ge=1, description="days after which single requests are forgotten; their sums stay"

@@ -9,7 +9,7 @@ from tenuto.access.key_store import KeyStore
 
 
 @contextmanager
-def opened(directory: Path) -> Iterator[KeyStore]:
-    engine = open_database(directory)
+def opened(directory: Path, url: str | None = None) -> Iterator[KeyStore]:
+    engine = open_database(directory, url)
     yield KeyStore(engine)
     engine.dispose()

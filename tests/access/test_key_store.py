@@ -14,6 +14,7 @@ from tenuto.access.keys import Key, Keys, Limits
 from tenuto.access.new_key import NewKey
 from tenuto.errors import BadRequest, NotFound, Unavailable, UnknownKey
 from tenuto.wire.parse import parse
+from tests.access.conftest import NewUrl
 from tests.access.stores import opened
 
 ALL: dict[str, Any] = {
@@ -31,8 +32,8 @@ ALL: dict[str, Any] = {
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[KeyStore]:
-    with opened(tmp_path / "state") as store:
+def store(tmp_path: Path, new_url: NewUrl) -> Iterator[KeyStore]:
+    with opened(tmp_path / "state", new_url()) as store:
         yield store
 
 
@@ -78,9 +79,10 @@ def test_what_is_left_out_does_not_limit(store: KeyStore) -> None:
         assert connection.execute(text("SELECT models IS NULL FROM keys")).scalar()
 
 
-def test_the_secret_is_nowhere_in_the_state_directory(store: KeyStore, tmp_path: Path) -> None:
-    secret = store.create(wanted(note="for Ada"))[1]
-    contents = b"".join(path.read_bytes() for path in (tmp_path / "state").iterdir())
+def test_the_secret_is_nowhere_in_the_state_directory(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        secret = store.create(wanted(note="for Ada"))[1]
+        contents = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"for Ada" in contents
     assert secret[:PREFIX_LENGTH].encode() in contents
     assert secret[PREFIX_LENGTH:].encode() not in contents
@@ -213,7 +215,7 @@ def test_any_keys(store: KeyStore) -> None:
 def test_a_database_that_is_gone(store: KeyStore) -> None:
     with store.engine.begin() as connection:
         connection.execute(text("DROP TABLE keys"))
-    with pytest.raises(Unavailable, match="cannot be used: no such table: keys") as caught:
+    with pytest.raises(Unavailable, match=r"cannot be used: .*keys") as caught:
         store.create(wanted(note="secret note"))
     assert "secret note" not in caught.value.message
 

@@ -30,95 +30,95 @@ def key(name: str = "k", **limits: int) -> Key:
     return Key(id=name, digest=b"", limits=Limits(**limits))
 
 
-def refused(limiter: Limiter, asker: Key) -> RateLimited:
+async def refused(limiter: Limiter, asker: Key) -> RateLimited:
     with pytest.raises(RateLimited) as caught:
-        limiter.admit(asker)
+        await limiter.admit(asker)
     assert (caught.value.status, caught.value.type) == (429, "rate_limit_error")
     return caught.value
 
 
-def test_requests_a_minute(clock: Clock) -> None:
+async def test_requests_a_minute(clock: Clock) -> None:
     limiter, asker = Limiter(clock, clock), key(requests_per_minute=2)
-    first = limiter.admit(asker)
+    first = await limiter.admit(asker)
     assert first.headers() == {
         "x-ratelimit-limit-requests": "2",
         "x-ratelimit-remaining-requests": "1",
         "x-ratelimit-reset-requests": "60.000s",
     }
     clock.now += 20
-    limiter.admit(asker)
-    error = refused(limiter, asker)
+    await limiter.admit(asker)
+    error = await refused(limiter, asker)
     assert error.headers["retry-after"] == "40"
     assert error.headers["x-ratelimit-remaining-requests"] == "0"
     clock.now += 40.001
-    limiter.admit(asker)
-    refused(limiter, asker)
+    await limiter.admit(asker)
+    await refused(limiter, asker)
 
 
-def test_tokens_a_minute(clock: Clock) -> None:
+async def test_tokens_a_minute(clock: Clock) -> None:
     """Let in while less is counted than allowed: the prompt at once, the rest when it ends."""
     limiter, asker = Limiter(clock, clock), key(tokens_per_minute=100)
-    running = limiter.admit(asker)
+    running = await limiter.admit(asker)
     running.charge(60)
-    beside = limiter.admit(asker)
+    beside = await limiter.admit(asker)
     beside.charge(30)
     assert beside.headers()["x-ratelimit-remaining-tokens"] == "10"
     clock.now += 10
     running.release(500)
-    error = refused(limiter, asker)
+    error = await refused(limiter, asker)
     assert error.headers["retry-after"] == "60"
     assert error.headers["x-ratelimit-remaining-tokens"] == "0"
     clock.now += 60
-    limiter.admit(asker)
+    await limiter.admit(asker)
 
 
-def test_a_prompt_that_can_never_fit(clock: Clock) -> None:
+async def test_a_prompt_that_can_never_fit(clock: Clock) -> None:
     limiter, asker = Limiter(clock, clock), key(tokens_per_minute=100)
-    admission = limiter.admit(asker)
+    admission = await limiter.admit(asker)
     with pytest.raises(RateLimited, match="has 101 tokens, and this key may use 100") as caught:
         admission.charge(101)
     assert caught.value.headers["x-should-retry"] == "false"
     assert admission.headers()["x-ratelimit-remaining-tokens"] == "100"
 
 
-def test_requests_at_once(clock: Clock) -> None:
+async def test_requests_at_once(clock: Clock) -> None:
     limiter, asker = Limiter(clock, clock), key(parallel_requests=1, requests_per_minute=2)
-    running = limiter.admit(asker)
-    error = refused(limiter, asker)
+    running = await limiter.admit(asker)
+    error = await refused(limiter, asker)
     # One that is refused uses nothing up.
     assert error.headers["x-ratelimit-remaining-requests"] == "1"
     running.release(0)
     running.release(0)
-    limiter.admit(asker)
-    refused(limiter, asker)
+    await limiter.admit(asker)
+    await refused(limiter, asker)
 
 
-def test_tokens_a_month(clock: Clock) -> None:
+async def test_tokens_a_month(clock: Clock) -> None:
     limiter, asker = Limiter(clock, clock), key(tokens_per_month=100)
     limiter.spent_this_month({"k": 90})
-    admission = limiter.admit(asker)
+    admission = await limiter.admit(asker)
     admission.charge(4)
     admission.release(6)
-    error = refused(limiter, asker)
+    error = await refused(limiter, asker)
     assert error.headers["x-should-retry"] == "false"
     assert error.headers["retry-after"] == "1440000"  # START is 8:00 UTC on January 15th.
     clock.now += int(error.headers["retry-after"]) + 1
-    limiter.admit(asker)
+    await limiter.admit(asker)
 
 
-def test_keys_do_not_limit_each_other(clock: Clock) -> None:
+async def test_keys_do_not_limit_each_other(clock: Clock) -> None:
     limiter = Limiter(clock, clock)
     for name in "ab":
-        limiter.admit(key(name, requests_per_minute=1))
-        refused(limiter, key(name, requests_per_minute=1))
-    limiter.admit(key("c")).release(10**9)
-    assert limiter.admit(key("c")).headers() == {}
+        await limiter.admit(key(name, requests_per_minute=1))
+        await refused(limiter, key(name, requests_per_minute=1))
+    (await limiter.admit(key("c"))).release(10**9)
+    assert (await limiter.admit(key("c"))).headers() == {}
 
 
-def test_of_a_key_without_limits_nothing_is_kept(clock: Clock) -> None:
+async def test_of_a_key_without_limits_nothing_is_kept(clock: Clock) -> None:
     limiter = Limiter(clock, clock)
     for _ in range(1000):
-        admission = limiter.admit(key())
+        admission = await limiter.admit(key())
         admission.charge(1)
         admission.release(1)
     spent = limiter._spent["k"]
@@ -152,7 +152,7 @@ class Told:
         )
 
 
-def test_a_hundred_thousand_requests_over_fifty_keys(clock: Clock) -> None:
+async def test_a_hundred_thousand_requests_over_fifty_keys(clock: Clock) -> None:
     """None above its limits in any minute, and none refused below them."""
     chance = random.Random(1)
     askers = [
@@ -177,7 +177,7 @@ def test_a_hundred_thousand_requests_over_fifty_keys(clock: Clock) -> None:
             own.spends(clock.now, tokens)
         is_free = own.is_free(asker.limits, clock.now)
         try:
-            admission = limiter.admit(asker)
+            admission = await limiter.admit(asker)
         except RateLimited:
             assert not is_free
             num_refused += 1

@@ -21,6 +21,7 @@ from tenuto.access.usage_queries import (
     tokens_this_month,
     totals,
 )
+from tests.access.conftest import NewUrl
 from tests.access.usages import JANUARY_31, a_row, opened, record
 
 FIRST = date(2026, 1, 31)
@@ -43,15 +44,15 @@ Days = st.none() | st.integers(-1, 5).map(lambda number: FIRST + timedelta(days=
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with opened(tmp_path_factory.mktemp("state")) as engine:
+def filled(tmp_path_factory: pytest.TempPathFactory, new_url: NewUrl) -> Iterator[Engine]:
+    with opened(tmp_path_factory.mktemp("state"), new_url()) as engine:
         record(engine, ROWS)
         yield engine
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    with opened(tmp_path) as engine:
+def engine(tmp_path: Path, new_url: NewUrl) -> Iterator[Engine]:
+    with opened(tmp_path, new_url()) as engine:
         yield engine
 
 

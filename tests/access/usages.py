@@ -16,8 +16,8 @@ Sums = dict[tuple[str, str, str], tuple[float, ...]]
 
 
 @contextmanager
-def opened(directory: Path) -> Iterator[Engine]:
-    engine = open_database(directory)
+def opened(directory: Path, url: str | None = None) -> Iterator[Engine]:
+    engine = open_database(directory, url)
     yield engine
     engine.dispose()
 

@@ -34,12 +34,12 @@ class Audited(Limiter):
         self.told: dict[str, Told] = {}
         self.verdicts: Counter[bool] = Counter()
 
-    def admit(self, key: Key) -> Admission:
+    async def admit(self, key: Key) -> Admission:
         told = self.told.setdefault(key.id, Told())
         is_free = told.is_free(key.limits, self.clock())
         self.verdicts[is_free] += 1
         try:
-            admission = super().admit(key)
+            admission = await super().admit(key)
         except RateLimited:
             assert not is_free
             raise

@@ -60,7 +60,7 @@ class Hosts:
             environment |= {"RAY_REDIS_ADDRESS": self.redis} if self.redis else {}
         else:
             arguments += ["--address", self.address]
-        with (self.directory / f"{ip}.log").open("ab") as log:
+        with (self.directory / f"{ip}.log").open("wb") as log:
             self.processes[ip] = subprocess.Popen(
                 [Path(sys.executable).with_name("ray"), "start", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -75,7 +75,7 @@ class Hosts:
         began = time.monotonic()
         for ip in ips:
             log = self.directory / f"{ip}.log"
-            while b"--block" not in log.read_bytes().rpartition(b"Ray runtime started")[2]:
+            while b"--block" not in log.read_bytes():
                 assert self.processes[ip].poll() is None, log.read_text()
                 assert time.monotonic() - began < START_S, log.read_text()
                 time.sleep(0.05)

@@ -85,7 +85,8 @@ def test_more_than_a_replica_takes_waits_and_more_than_may_wait_is_refused(
 def test_a_request_wakes_a_model_without_replicas(served: LiveServer) -> None:
     def state() -> str:
         rows = served.client.get("/v1/model/info").json()["data"]
-        return next(row["model_info"]["state"] for row in rows if row["model_name"] == "idle")
+        states = {row["model_name"]: row["model_info"]["state"] for row in rows}
+        return str(states["idle"])
 
     assert state() == "cold"
     assert served.complete("Hi", model="idle", max_tokens=1).status_code == 200

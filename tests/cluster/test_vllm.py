@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,15 @@ GREETING = "Hello! I am the demo model of Tenuto. How can I help you?"
 
 @pytest.fixture(scope="module")
 def real(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    models = [
+    models: list[dict[str, Any]] = [
         {"id": MODEL, "replicas": {"min": 2, "max": 2}},
         {"id": REJECTING, "system_prompt": "reject"},
     ]
     directory = tmp_path_factory.mktemp("real")
-    settings = {"api_keys": KEY, "cors_origins": f'["{ORIGIN}"]'}
-    with front(hosts, directory, models, program=TENUTO, **settings) as server:
+    origins = f'["{ORIGIN}"]'
+    with front(
+        hosts, directory, models, program=TENUTO, api_keys=KEY, cors_origins=origins
+    ) as server:
         server.client.headers["authorization"] = f"Bearer {KEY}"
         yield server
 

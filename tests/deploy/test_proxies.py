@@ -2,7 +2,6 @@
 
 import json
 import ssl
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +15,21 @@ from scripts.benchmarks.peers import free_port
 from tenuto.access.keys import Keys
 from tenuto.wire.bounds import Bounds
 from tests.conftest import MODEL, Running, Serve
-from tests.deploy.conftest import DEPLOY, Installed, child, replaced, wait_listening
+from tests.deploy.conftest import (
+    DEPLOY,
+    HOST,
+    Installed,
+    child,
+    nginx_command,
+    replaced,
+    wait_listening,
+)
 from tests.engines import StepwiseBackend, StepwiseEngine
 from tests.sse import DONE, chat_body
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(120)]
 USER = {"authorization": "Bearer sk-user"}
 ADMIN = {"authorization": "Bearer sk-admin"}
-HOST = "llm.example.org"
 PACKAGES = {"nginx": "nginx-light", "caddy": "caddy"}
 
 
@@ -42,40 +48,10 @@ class Proxied:
         return engine
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tls")
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-days", "1", "-subj", f"/CN={HOST}", "-addext"]
-    command += ["subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "chain.pem"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder
-
-
 def nginx_files(folder: Path, tls: Path, upstream: str, port: int) -> list[str | Path]:
-    site = replaced(
-        (DEPLOY / "nginx" / "tenuto.conf").read_text(),
-        {
-            "listen 443": f"listen 127.0.0.1:{port}",
-            "    listen [::]:443 ssl http2;\n": "",
-            "server 127.0.0.1:8000": f"server {upstream}",
-            HOST: "localhost",
-            "/etc/tenuto/tls/fullchain.pem": str(tls / "chain.pem"),
-            "/etc/tenuto/tls/privkey.pem": str(tls / "key.pem"),
-            "/var/log/nginx/tenuto.log": str(folder / "access.log"),
-        },
-    )
-    (folder / "tenuto.conf").write_text(site)
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    places = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
-    # One process, of whoever runs the tests: a worker of another user could not read its files.
-    (folder / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {folder}/pid; error_log stderr;"
-        # Without the header by which Tenuto asks for the same as `proxy_buffering off`.
-        f"events {{}} http {{ {places} proxy_ignore_headers X-Accel-Buffering;"
-        f"include {folder}/tenuto.conf; }}"
-    )
-    return ["/usr/sbin/nginx", "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf"]
+    text = (DEPLOY / "nginx" / "tenuto.conf").read_text()
+    site = replaced(text, {"server 127.0.0.1:8000": f"server {upstream}"})
+    return nginx_command(folder, tls, site, port)
 
 
 def caddy_files(folder: Path, tls: Path, upstream: str, port: int) -> list[str | Path]:
@@ -103,7 +79,7 @@ def proxied(
     tmp_path: Path,
 ) -> Iterator[Proxied]:
     name: str = request.param
-    installed(PACKAGES[name], "openssl")
+    installed(PACKAGES[name])
     server = serve(backend=StepwiseBackend(), keys=Keys(["sk-user"], ["sk-admin"]))
     port, log = free_port(), tmp_path / "proxy.log"
     folder = tmp_path / name

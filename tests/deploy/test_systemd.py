@@ -1,25 +1,30 @@
-"""The unit as systemd itself reads it."""
+"""The units as systemd itself reads them."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.deploy.conftest import DEPLOY, Installed, replaced
+from tests.deploy.conftest import DEPLOY, Installed
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(60)]
 # Of 10, least exposed first; without hardening it is 9.
 MOST_EXPOSED = 4
 
 
-@pytest.fixture
-def unit(tmp_path: Path, installed: Installed) -> Path:
-    """The unit, with programs that this machine has."""
+PROGRAMS = r"/opt/tenuto/\.venv/bin/\w+|/usr/bin/nvidia-modprobe"
+
+
+@pytest.fixture(params=sorted(DEPLOY.glob("*/*.service")), ids=lambda path: path.name)
+def unit(request: pytest.FixtureRequest, tmp_path: Path, installed: Installed) -> Path:
+    """One unit, with programs that this machine has."""
     installed("systemd")
-    text = (DEPLOY / "systemd" / "tenuto.service").read_text()
-    programs = ("/opt/tenuto/.venv/bin/tenuto", "/usr/bin/nvidia-modprobe")
-    path = tmp_path / "tenuto.service"
-    path.write_text(replaced(text, dict.fromkeys(programs, "/bin/true")))
+    found: Path = request.param
+    text, number = re.subn(PROGRAMS, "/bin/true", found.read_text())
+    assert number
+    path = tmp_path / found.name
+    path.write_text(text)
     return path
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tenuto.engine.types import LoraSpec
+from tenuto.engine.types import LoraSpec, Scale
 from tenuto.errors import CheckpointError, ConfigError
 from tenuto.models.registry import OWNED_ENGINE_ARGS, Entry, Lora, Registry, Target, load_registry
 from tests.conftest import make_adapter, make_checkpoint, make_registry
@@ -112,6 +112,24 @@ def with_row(**fields: Any) -> dict[str, Any]:
             with_row(task="embed", loras=[{"id": "a", "source": "o/a"}]),
             "model 'demo': key `loras`: needs `task: generate`",
         ),
+        (with_row(replicas=2), "model 'demo': key `replicas`: Input should be"),
+        (with_row(replicas={"min": -1}), "model 'demo': key `replicas.min`: Input should be"),
+        (with_row(replicas={"max": 0}), "model 'demo': key `replicas.max`: Input should be"),
+        (with_row(replicas={"max": "many"}), "model 'demo': key `replicas.max`: Input should be"),
+        (
+            with_row(replicas={"target_ongoing_requests": 0}),
+            "model 'demo': key `replicas.target_ongoing_requests`: Input should be",
+        ),
+        (
+            with_row(replicas={"min": 3, "max": 2}),
+            "model 'demo': key `replicas`: Value error, min should be at most max, 2",
+        ),
+        (with_row(replicas={"min": 2}), "model 'demo': key `replicas`: Value error, min should be"),
+        (with_row(replicas={"most": 2}), "model 'demo': key `replicas.most`: unknown key"),
+        (
+            {"defaults": {"replicas": {"max": 0}}, "models": [ROW]},
+            "model 'demo': key `replicas.max`: Input should be",
+        ),
         (with_row(task="rerank"), "model 'demo': key `task`: Input should be 'generate' or"),
         (
             {"models": [ROW, ROW]},
@@ -202,6 +220,34 @@ def test_defaults_are_for_all_and_an_entry_wins(tmp_path: Path) -> None:
 def test_gpu_memory(tmp_path: Path, text: object, num_bytes: int) -> None:
     registry = load(tmp_path, with_row(gpu_memory=text))
     assert registry.entries["demo"].gpu_memory == num_bytes
+
+
+@pytest.mark.parametrize(
+    ("fields", "scale"),
+    [
+        ({}, Scale(0, 1, 64, 300)),
+        ({"load": "eager"}, Scale(1, 1, 64, 300)),
+        ({"load": "eager", "replicas": {"min": 0}}, Scale(0, 1, 64, 300)),
+        ({"replicas": {"min": 2, "max": 5}}, Scale(2, 5, 64, 300)),
+        (
+            {"replicas": {"max": 5, "target_ongoing_requests": 8}, "idle_ttl": 2.5},
+            Scale(0, 5, 8, 2.5),
+        ),
+    ],
+)
+def test_replicas_in_a_cluster(tmp_path: Path, fields: dict[str, Any], scale: Scale) -> None:
+    assert load(tmp_path, with_row(**fields)).entries["demo"].scale() == scale
+
+
+def test_replicas_of_an_entry_are_its_own_alone(tmp_path: Path) -> None:
+    document = {
+        "defaults": {"replicas": {"max": 4, "target_ongoing_requests": 9}},
+        "models": [ROW, {**ROW, "id": "b", "replicas": {"max": 2}}],
+    }
+    first, second = load(tmp_path, document).entries.values()
+    assert first.scale() == Scale(0, 4, 9)
+    # As with every key: an entry's value stands in the place of the default's.
+    assert second.scale() == Scale(0, 2, 64)
 
 
 def test_models_are_found_by_id_and_alias(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Window:
 
 
 @dataclass
-class _Spent:
+class Spent:
     """Of one key; the windows of what it may use without limit stay empty. `month_tokens` are of
     the month that ends at `month_end`, in seconds since the epoch."""
 
@@ -60,8 +60,13 @@ class _Spent:
 
     def in_month(self, now: float) -> int:
         if now >= self.month_end:
-            self.month_end, self.month_tokens = _month_end(now), 0
+            self.month_end, self.month_tokens = month_end(now), 0
         return self.month_tokens
+
+    def let_in(self, limits: Limits, now: float) -> None:
+        if limits.requests_per_minute is not None:
+            self.requests.add(now, 1)
+        self.running += 1
 
     def add(self, limiter: "Limiter", limits: Limits, tokens: int) -> None:
         self.in_month(limiter.clock())
@@ -74,7 +79,7 @@ class Admission:
     """One request that was let in. `charge` its prompt before the engine runs; `release` it
     however it ends."""
 
-    def __init__(self, limiter: "Limiter", key: Key, spent: _Spent) -> None:
+    def __init__(self, limiter: "Limiter", key: Key, spent: Spent) -> None:
         self._limiter, self._key, self._spent = limiter, key, spent
         self._is_released = False
 
@@ -88,7 +93,7 @@ class Admission:
                 retry_after_s=math.ceil(MINUTE_S),
                 is_final=True,
             )
-        self._spent.add(self._limiter, self._key.limits, prompt_tokens)
+        self._spend(prompt_tokens)
 
     def release(self, completion_tokens: int) -> None:
         """`completion_tokens` are those of all candidates."""
@@ -96,7 +101,10 @@ class Admission:
             return
         self._is_released = True
         self._spent.running -= 1
-        self._spent.add(self._limiter, self._key.limits, completion_tokens)
+        self._spend(completion_tokens)
+
+    def _spend(self, tokens: int) -> None:
+        self._spent.add(self._limiter, self._key.limits, tokens)
 
     def headers(self) -> dict[str, str]:
         return self._limiter.headers(self._key, self._spent)
@@ -113,34 +121,46 @@ class Limiter:
     ) -> None:
         self.clock, self.monotonic = clock, monotonic
         self.refused = dict.fromkeys(LIMITS, 0)
-        self._spent: dict[str, _Spent] = {}
+        self._spent: dict[str, Spent] = {}
 
     def spent_this_month(self, tokens: Mapping[str, int]) -> None:
-        """By key id, what was used before this process began."""
+        """By key id, what was written down, by others as well: at least this was used."""
         for key_id, month_tokens in tokens.items():
-            spent = self._spent.setdefault(key_id, _Spent())
-            spent.in_month(self.clock())
-            spent.month_tokens += month_tokens
+            spent = self._spent_by(key_id)
+            spent.month_tokens = max(spent.in_month(self.clock()), month_tokens)
 
-    def admit(self, key: Key) -> Admission:
+    async def start(self) -> None:
+        """In the event loop that admits, before it does."""
+
+    async def close(self) -> None:
+        """After the last request."""
+
+    async def admit(self, key: Key) -> Admission:
         """Errors: `RateLimited`. A request is let in while less is used than its key may use; what
         then runs may go beyond. One that is refused uses nothing up."""
-        now, limits = self.monotonic(), key.limits
-        spent = self._spent.get(key.id)
+        spent = self._spent_by(key.id)
+        self._judge(key, spent)
+        spent.let_in(key.limits, self.monotonic())
+        return Admission(self, key, spent)
+
+    def _spent_by(self, key_id: str) -> Spent:
+        spent = self._spent.get(key_id)
         if spent is None:
-            spent = self._spent[key.id] = _Spent()
-        excess = _excess(limits, spent, now) or _month_excess(limits, spent, self.clock())
+            spent = self._spent[key_id] = Spent()
+        return spent
+
+    def _judge(self, key: Key, spent: Spent) -> None:
+        """Errors: `RateLimited`."""
+        limits = key.limits
+        excess = _excess(limits, spent, self.monotonic())
+        excess = excess or _month_excess(limits, spent, self.clock())
         if excess is not None:
             limit, error = excess
             self.refused[limit] += 1
             error.headers |= self.headers(key, spent)
             raise error
-        if limits.requests_per_minute is not None:
-            spent.requests.add(now, 1)
-        spent.running += 1
-        return Admission(self, key, spent)
 
-    def headers(self, key: Key, spent: _Spent) -> dict[str, str]:
+    def headers(self, key: Key, spent: Spent) -> dict[str, str]:
         """As OpenAI's API names them: of requests and of tokens, where they are limited."""
         now, limits = self.monotonic(), key.limits
         return _headers("requests", limits.requests_per_minute, spent.requests, now) | _headers(
@@ -148,7 +168,7 @@ class Limiter:
         )
 
 
-def _excess(limits: Limits, spent: _Spent, now: float) -> tuple[str, RateLimited] | None:
+def _excess(limits: Limits, spent: Spent, now: float) -> tuple[str, RateLimited] | None:
     """The first limit that leaves no room."""
     limit = limits.parallel_requests
     if limit is not None and spent.running >= limit:
@@ -166,7 +186,7 @@ def _excess(limits: Limits, spent: _Spent, now: float) -> tuple[str, RateLimited
     return None
 
 
-def _month_excess(limits: Limits, spent: _Spent, now: float) -> tuple[str, RateLimited] | None:
+def _month_excess(limits: Limits, spent: Spent, now: float) -> tuple[str, RateLimited] | None:
     limit = limits.tokens_per_month
     if limit is None or spent.in_month(now) < limit:
         return None
@@ -189,6 +209,6 @@ def _whole(seconds: float) -> int:
     return max(1, math.ceil(seconds))
 
 
-def _month_end(now: float) -> float:
+def month_end(now: float) -> float:
     day = time.gmtime(now)
     return timegm((day.tm_year + day.tm_mon // 12, day.tm_mon % 12 + 1, 1, 0, 0, 0))

@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import cache
+from importlib import import_module
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import Connection, CursorResult, Engine, bindparam, delete, insert, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, CursorResult, Engine, delete, insert, select
 
+from tenuto.access.database import cause_of
 from tenuto.access.schema import usage, usage_by_day
 
 logger = logging.getLogger(__name__)
@@ -127,9 +129,7 @@ class Recorder:
         del self._kept[:excess]
         self._dropped += excess
         if not self._failing:
-            # Without the statement and its values, which SQLAlchemy would print.
-            reason = error.orig if isinstance(error, DBAPIError) else type(error).__name__
-            logger.error("usage: cannot be written, and is kept in memory: %s", reason)
+            logger.error("usage: cannot be written, and is kept in memory: %s", cause_of(error))
         self._failing = True
 
     def _recovered(self) -> None:
@@ -143,16 +143,15 @@ def write(connection: Connection, rows: Sequence[UsageRow]) -> None:
     """Rows and sums together: whoever reads one sees the other."""
     connection.execute(insert(usage), [msgspec.structs.asdict(row) for row in rows])
     # In one order everywhere, so that two writers never wait for each other.
-    for sums in sorted(_summed(rows), key=lambda sums: [sums[name] for name in GROUP]):
-        if _changed(connection, ADD, {f"{name}_": value for name, value in sums.items()}) == 0:
-            # Another writer may have come first: then all of this is rolled back and tried again.
-            connection.execute(insert(usage_by_day), sums)
+    sums = sorted(_summed(rows), key=lambda sums: [sums[name] for name in GROUP])
+    connection.execute(_addition(connection.dialect.name), sums)
 
 
 def expire(connection: Connection, before: float) -> int:
     """Deletes some of the rows that ended before a time, in seconds since 1970; their number."""
     old = select(usage.c.id).where(usage.c.at < before).order_by(usage.c.at).limit(BATCH)
-    return _changed(connection, delete(usage).where(usage.c.id.in_(old)))
+    deleted = connection.execute(delete(usage).where(usage.c.id.in_(old)))
+    return cast(CursorResult[Any], deleted).rowcount
 
 
 def day_of(at: float) -> str:
@@ -162,12 +161,14 @@ def day_of(at: float) -> str:
 
 GROUP = ("day", "key_id", "model")
 SUMMED = tuple(column.name for column in usage_by_day.columns if not column.primary_key)
-# Parameters have an underscore more: SQLAlchemy keeps a column's name for what is set.
-ADD = (
-    update(usage_by_day)
-    .where(*(usage_by_day.c[name] == bindparam(f"{name}_") for name in GROUP))
-    .values({name: usage_by_day.c[name] + bindparam(f"{name}_") for name in SUMMED})
-)
+
+
+@cache
+def _addition(dialect: str) -> Any:
+    """Adds to the sums, and makes those that are not there, whatever other writers do meanwhile."""
+    statement = import_module(f"sqlalchemy.dialects.{dialect}").insert(usage_by_day)
+    sums = {name: usage_by_day.c[name] + statement.excluded[name] for name in SUMMED}
+    return statement.on_conflict_do_update(index_elements=GROUP, set_=sums)
 
 
 def _summed(rows: Iterable[UsageRow]) -> Iterable[dict[str, Any]]:
@@ -185,8 +186,3 @@ def _summed(rows: Iterable[UsageRow]) -> Iterable[dict[str, Any]]:
         sums["generated_tokens"] += row.generated_tokens
         sums["duration_s"] += row.duration_s
     return found.values()
-
-
-def _changed(connection: Connection, statement: Any, values: dict[str, Any] | None = None) -> int:
-    """The number of rows that a statement has changed."""
-    return cast(CursorResult[Any], connection.execute(statement, values)).rowcount

@@ -1,4 +1,7 @@
-"""Questions about usage. The sums by day answer them, so that months cost little."""
+"""Questions about usage. The sums by day answer them, so that months cost little.
+
+Errors of all: `Unavailable` for a database that does not answer.
+"""
 
 import csv
 import io
@@ -8,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, cast, func, select, true
 
+from tenuto.access.database import transaction
 from tenuto.access.schema import keys, usage, usage_by_day
 from tenuto.access.usage import DAY_S, SUMMED, UsageRow
 
@@ -34,7 +38,7 @@ def totals(
         .group_by(*groups)
         .order_by(*groups)
     )
-    with engine.connect() as connection:
+    with transaction(engine) as connection:
         rows = [dict(row) for row in connection.execute(query).mappings()]
         notes = _notes(connection) if "key" in by else {}
     return [_row(row | {"note": notes.get(row.get("key"), "")}, by) for row in rows]
@@ -67,13 +71,13 @@ def tokens_this_month(engine: Engine, now: float) -> dict[str, int]:
         .where(day >= f"{month}-01", day <= f"{month}-31")
         .group_by(key_id)
     )
-    with engine.connect() as connection:
+    with transaction(engine) as connection:
         return {key: tokens for key, tokens in connection.execute(query)}
 
 
 def recent(engine: Engine, key_id: str, limit: int = 20) -> list[UsageRow]:
     """The newest requests of a key, the newest first: those of them that retention has left."""
-    with engine.connect() as connection:
+    with transaction(engine) as connection:
         days = _last_days(connection, key_id, limit)
         if not days:
             return []

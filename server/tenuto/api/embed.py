@@ -32,7 +32,7 @@ class EmbeddingRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         exchange = exchange_of(request)
-        self._services.admit(exchange)
+        await self._services.admit(exchange)
         wire = await wire_request(request, EmbeddingRequest, ROUTE, self._services)
         entry = self._services.target(wire.model, ROUTE, "embed", key=exchange.key).entry
         exchange.model = entry.id

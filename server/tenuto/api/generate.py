@@ -41,7 +41,7 @@ class GenerationRoutes:
 
     async def _serve(self, request: Request, endpoint: Endpoint) -> Response:
         exchange = exchange_of(request)
-        self._services.admit(exchange)
+        await self._services.admit(exchange)
         wire = await wire_request(request, endpoint.kind, endpoint.route, self._services)
         target = self._services.target(wire.model, endpoint.route, "generate", key=exchange.key)
         exchange.model = target.id

@@ -5,8 +5,8 @@ from typing import get_args
 
 from tenuto.access.guessing import Guesses
 from tenuto.access.limits import Limiter
-from tenuto.models.decisions import State
 from tenuto.models.base import Models
+from tenuto.models.decisions import State
 from tenuto.models.slot import Slot
 from tenuto.observe.metrics import Metrics, Reading
 

@@ -14,7 +14,7 @@ from tenuto.api.exchange import Exchange
 from tenuto.engine.types import Task
 from tenuto.errors import BadRequest, ModelNotAllowed, UnknownModel
 from tenuto.generation.policy import Policy
-from tenuto.models.pool import Pool
+from tenuto.models.base import Models
 from tenuto.models.registry import Entry, Registry, Target
 from tenuto.models.slot import Lease
 from tenuto.observe.history import History
@@ -72,7 +72,7 @@ class Gate:
 @dataclass(frozen=True)
 class Services:
     registry: Registry
-    pool: Pool
+    pool: Models
     keys: Keys
     metrics: Metrics
     bounds: Bounds
@@ -127,11 +127,11 @@ class Services:
         finally:
             exchange.queue_s = (exchange.queue_s or 0.0) + time.monotonic() - began
 
-    def admit(self, exchange: Exchange) -> None:
+    async def admit(self, exchange: Exchange) -> None:
         """Errors: `RateLimited`. An open server limits nobody."""
         exchange.is_metered = True
         if exchange.key is not None:
-            exchange.admission = self.limiter.admit(exchange.key)
+            exchange.admission = await self.limiter.admit(exchange.key)
 
     def ready(self) -> bool:
         """The models of the start were loaded, and none of them has failed since; one that made

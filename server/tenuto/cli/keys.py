@@ -16,7 +16,9 @@ from tenuto.errors import ApiError, ConfigError
 if TYPE_CHECKING:
     from tenuto.access.key_store import KeyStore, StoredKey
 
-app = typer.Typer(no_args_is_help=True, help="The keys of clients, in TENUTO_STATE_DIR.")
+app = typer.Typer(
+    no_args_is_help=True, help="The keys of clients, in TENUTO_STATE_DIR or TENUTO_DATABASE_URL."
+)
 NameArgument = Annotated[str, typer.Argument(help="A key's id, or the beginning of its secret.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="As GET /admin/keys answers.")]
 COLUMNS = {
@@ -121,7 +123,8 @@ def _store() -> Iterator["KeyStore"]:
     from tenuto.access.database import open_database
     from tenuto.access.key_store import KeyStore
 
-    database = open_database(settings_from({}).state_dir.expanduser())
+    settings = settings_from({})
+    database = open_database(settings.state_dir.expanduser(), settings.database_url)
     try:
         yield KeyStore(database)
     except ApiError as error:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tenuto.access.watching import KeyWatcher
 
 logger = logging.getLogger("tenuto.serve")
+# As with keys: no engine process inherits them.
+HOLDS_PASSWORD = ("TENUTO_DATABASE_URL", "TENUTO_REDIS_URL")
 
 
 def serve(
@@ -51,6 +53,8 @@ def serve(
     }
     settings = settings_from({name: value for name, value in given.items() if value is not None})
     keys = keys_from(os.environ, settings.api_key_file, settings.admin_key_file)
+    for name in HOLDS_PASSWORD:
+        os.environ.pop(name, None)
     watcher = with_stored(keys, settings.state_dir.expanduser(), settings.database_url)
     require_keys(settings, keys)
     run(settings, watcher)
@@ -111,12 +115,13 @@ def run(settings: Settings, watcher: "KeyWatcher") -> None:
     set_up_logs = partial(log_to_stderr, settings.log_level, settings.log_format)
     set_up_logs()
     tls = tls_of(settings.tls_cert, settings.tls_key)
-    listener = listen(settings.host, settings.port)
     prepare_environment()
     context = EngineContext(set_up_logs)
     if settings.cluster is not None:
+        # First: who listens already is taken by a proxy for one that answers.
         _join(settings.cluster, settings.node_ip)
-    else:
+    listener = listen(settings.host, settings.port)
+    if settings.cluster is None:
         context.start_server()
     from tenuto.wiring import server_of
 

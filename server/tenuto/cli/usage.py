@@ -40,7 +40,8 @@ def usage(
     if as_csv and as_json:
         raise ConfigError("--csv and --json: choose one of them")
     groups = list(by or [By.DAY])
-    engine = open_database(settings_from({}).state_dir.expanduser())
+    settings = settings_from({})
+    engine = open_database(settings.state_dir.expanduser(), settings.database_url)
     first, last = (day and day.date() for day in (since, until))
     rows = usage_queries.totals(engine, groups, first, last)
     engine.dispose()

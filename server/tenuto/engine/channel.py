@@ -1,14 +1,15 @@
 """Steps on their way from replicas to a front end: one connection for all streams between two.
 
 Ray Serve finds the replica, counts its requests and cancels them. Were it to carry the steps as
-well, each token would cost the front end several times as much (`docs/scaling.md`). A frame is the
-length of a message, 4 bytes, and the message in MessagePack.
+well, each token would cost the front end several times as much (`docs/scaling.md`). A frame is its
+length, 4 bytes, and a list of messages in MessagePack.
 """
 
 import asyncio
 import logging
 import secrets
 import socket
+import struct
 from collections import deque
 from dataclasses import dataclass, field
 from hmac import compare_digest
@@ -26,6 +27,7 @@ MAX_MESSAGE_BYTES = 256 << 20
 MAX_HELLO_BYTES = 4096
 # After so long without a word from the other host, its end is taken for granted; it is asked twice.
 SILENT_S = 20
+HELLO_S = 10.0
 SECRET_BYTES = 16
 
 
@@ -96,8 +98,12 @@ class Measured(msgspec.Struct, array_like=True, tag=4):
 
 
 Message = Hello | Accepted | Stepped | Ended | Measured
-_decoder = msgspec.msgpack.Decoder(Message)
+_decoder = msgspec.msgpack.Decoder(list[Message])
 _encoder = msgspec.msgpack.Encoder()
+_size = struct.Struct(">I")
+# A frame's length, and MessagePack's mark and length of a list.
+_head = struct.Struct(">IBI")
+LIST_MARK = 0xDD
 
 
 class Inbox:
@@ -168,10 +174,15 @@ class Receiver:
         """On a free port of that address, by which replicas reach this host."""
         receiver = cls(Address(host, 0, secrets.token_hex(SECRET_BYTES)))
         loop = asyncio.get_running_loop()
-        receiver._server = await loop.create_server(lambda: _Connection(receiver), host, 0)
+        receiver._server = await loop.create_server(receiver._connected, host, 0)
         port = receiver._server.sockets[0].getsockname()[1]
         receiver.address = msgspec.structs.replace(receiver.address, port=port)
         return receiver
+
+    def _connected(self) -> "_Connection":
+        connection = _Connection(self)
+        asyncio.get_running_loop().call_later(HELLO_S, connection.close_stranger)
+        return connection
 
     def add(self, inbox: Inbox) -> int:
         """The number of the stream that fills it."""
@@ -216,28 +227,36 @@ class _Connection(asyncio.Protocol):
         self.stats: EngineStats | None = None
         self._receiver = receiver
         self._inboxes: dict[int, Inbox] = {}
-        self._unread = bytearray()
+        self._unread, self._wanted_bytes = bytearray(), 0
         self._transport: asyncio.BaseTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        _notice_silence(transport)
         self._receiver.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        self._unread += data
-        begin, end = 0, len(self._unread)
-        with memoryview(self._unread) as unread:
-            while end - begin >= SIZE_BYTES:
-                size = int.from_bytes(unread[begin : begin + SIZE_BYTES])
-                if size > (MAX_HELLO_BYTES if self.model_id is None else MAX_MESSAGE_BYTES):
-                    return self._close()
-                if end - begin - SIZE_BYTES < size:
-                    break
-                begin += SIZE_BYTES
-                if not self._understood(unread[begin : begin + size]):
-                    return self._close()
-                begin += size
-        del self._unread[:begin]
+        """With each token, nearly: what comes is nearly always whole."""
+        if self._unread:
+            self._unread += data
+            if len(self._unread) < self._wanted_bytes:
+                return
+            data, self._unread = bytes(self._unread), bytearray()
+        begin, end = 0, len(data)
+        while (body := begin + SIZE_BYTES) <= end:
+            (size,) = _size.unpack_from(data, begin)
+            if size > (MAX_HELLO_BYTES if self.model_id is None else MAX_MESSAGE_BYTES):
+                return self._close()
+            if body + size > end:
+                self._wanted_bytes = SIZE_BYTES + size
+                break
+            begin = body + size
+            if not self._understood(data[body:begin]):
+                return self._close()
+        else:
+            self._wanted_bytes = SIZE_BYTES
+        if begin < end:
+            self._unread += data[begin:]
 
     def connection_lost(self, error: Exception | None) -> None:
         self._receiver.closed(self)
@@ -254,26 +273,33 @@ class _Connection(asyncio.Protocol):
     def forget(self, stream: int) -> None:
         self._inboxes.pop(stream, None)
 
+    def close_stranger(self) -> None:
+        if self.model_id is None:
+            self._close()
+
     def _close(self) -> None:
         assert self._transport is not None
         self._transport.close()
 
-    def _understood(self, data: memoryview) -> bool:
+    def _understood(self, data: bytes) -> bool:
         """False for what only a stranger would send."""
         try:
-            message = _decoder.decode(data)
-        except msgspec.MsgspecError:
+            messages = _decoder.decode(data)
+        except (msgspec.MsgspecError, RecursionError):
             return False
         if self.model_id is None:
-            return self._greeted(message)
-        self._took(message)
+            return self._greeted(messages)
+        for message in messages:
+            # The one that comes with each token; asked by its type, a match costs twice as much.
+            if type(message) is Stepped:
+                if (inbox := self._inboxes.get(message.stream)) is not None:
+                    inbox.put(message.step)
+            else:
+                self._took(message)
         return True
 
     def _took(self, message: Message) -> None:
         match message:
-            case Stepped(stream, step):
-                if (inbox := self._inboxes.get(stream)) is not None:
-                    inbox.put(step)
             case Accepted(stream):
                 self._accepted(stream)
             case Ended(stream, failure):
@@ -288,13 +314,14 @@ class _Connection(asyncio.Protocol):
             inbox.connection = self
             inbox.accepted.set()
 
-    def _greeted(self, message: Message) -> bool:
+    def _greeted(self, messages: list[Message]) -> bool:
         known = self._receiver.address.secret.encode()
-        if not isinstance(message, Hello) or not compare_digest(message.secret.encode(), known):
-            logger.warning("somebody who is no replica has connected to this front end")
-            return False
-        self.model_id = message.model_id
-        return True
+        match messages:
+            case [Hello(secret, model_id)] if compare_digest(secret.encode(), known):
+                self.model_id = model_id
+                return True
+        logger.warning("somebody who is no replica has connected to this front end")
+        return False
 
 
 class Link(asyncio.Protocol):
@@ -304,30 +331,41 @@ class Link(asyncio.Protocol):
         self.lost = asyncio.Event()
         self._may_write = asyncio.Event()
         self._may_write.set()
-        self._pending = bytearray()
+        self._pending, self._count = bytearray(_head.size), 0
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's can write, and are of no such class.
         self._transport = cast(asyncio.WriteTransport, transport)
-        end: socket.socket = transport.get_extra_info("socket")
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_S // 2)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENT_S // 4)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_S * 1000)
+        _notice_silence(transport)
 
     def send(self, message: Message) -> None:
-        """Errors: `EngineLost` when the front end is gone."""
+        """Errors: `EngineLost` when the front end is gone; others for what cannot be sent."""
         if self.lost.is_set():
             raise EngineLost
+        if self._count == 0:
+            asyncio.get_running_loop().call_soon(self.flush)
         begin = len(self._pending)
-        if begin == 0:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._pending += bytes(SIZE_BYTES)
-        _encoder.encode_into(message, self._pending, -1)
-        size = len(self._pending) - begin - SIZE_BYTES
-        self._pending[begin : begin + SIZE_BYTES] = size.to_bytes(SIZE_BYTES)
+        try:
+            _encoder.encode_into(message, self._pending, -1)
+            if len(self._pending) > MAX_MESSAGE_BYTES:
+                raise ValueError(f"more than {MAX_MESSAGE_BYTES} bytes")
+        except Exception:
+            # The other streams go on.
+            del self._pending[begin:]
+            raise
+        self._count += 1
+
+    def flush(self) -> None:
+        """What was sent since the last time, as one frame."""
+        if self._count:
+            assert self._transport is not None
+            _head.pack_into(
+                self._pending, 0, len(self._pending) - SIZE_BYTES, LIST_MARK, self._count
+            )
+            self._transport.write(bytes(self._pending))
+            del self._pending[_head.size :]
+            self._count = 0
 
     async def ready(self) -> None:
         """Waits while the front end reads more slowly than this end writes."""
@@ -342,11 +380,6 @@ class Link(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.lost.set()
         self._may_write.set()
-
-    def _flush(self) -> None:
-        assert self._transport is not None
-        self._transport.write(bytes(self._pending))
-        self._pending.clear()
 
 
 class Links:
@@ -375,8 +408,18 @@ class Links:
         loop = asyncio.get_running_loop()
         _, link = await loop.create_connection(Link, address.host, address.port)
         link.send(Hello(address.secret, self._model_id))
+        link.flush()
         return link
 
 
 def _is_over(made: asyncio.Task[Link]) -> bool:
     return made.cancelled() or made.exception() is not None or made.result().lost.is_set()
+
+
+def _notice_silence(transport: asyncio.BaseTransport) -> None:
+    end: socket.socket = transport.get_extra_info("socket")
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_S // 2)
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENT_S // 4)
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_S * 1000)

@@ -33,8 +33,8 @@ def prefix_hashes(token_ids: Sequence[int], salt: str = "") -> tuple[int, ...]:
 
 def _lengths(num_tokens: int) -> Iterator[int]:
     length = float(SHORTEST_TOKENS)
-    while length <= num_tokens:
-        yield int(length)
+    while (end := int(length)) <= num_tokens:
+        yield end
         length *= GROWTH
 
 

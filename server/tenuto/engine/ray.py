@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import (
     BackPressureError,
@@ -163,7 +163,8 @@ class RayEngine:
         return RemoteSteps(self, prompt, sampling, request_id)
 
     async def embed(self, prompt: Prompt, dimensions: int | None, request_id: str) -> list[float]:
-        request = packed(Embed(request_id, prompt.token_ids, dimensions))
+        to = self.receiver.address
+        request = packed(Embed(to, request_id, prompt.token_ids, dimensions))
         response = self._embeds.remote(prefix_hashes(prompt.token_ids, ""), request)
         try:
             async with self.patience():
@@ -302,9 +303,17 @@ def connect(address: str, node_ip: str | None) -> None:
         asked["_node_ip_address"] = node_ip or "127.0.0.1"
     try:
         ray.init(address, log_to_driver=False, configure_logging=False, **asked)
-        serve.start(proxy_location="Disabled")
+        _start_serve()
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"cannot join the Ray cluster {address}: {first_line(error)}") from None
+
+
+def _start_serve() -> None:
+    """Of several front ends that start at once, one makes Ray Serve's controller."""
+    try:
+        serve.start(proxy_location="Disabled")
+    except ActorAlreadyExistsError:
+        serve.start(proxy_location="Disabled")
 
 
 def hosted(spec: EngineSpec, gpus_per_host: int) -> tuple[EngineSpec, dict[str, Any]]:
@@ -328,7 +337,8 @@ def hosted(spec: EngineSpec, gpus_per_host: int) -> tuple[EngineSpec, dict[str, 
 def _version(spec: EngineSpec) -> str:
     """Differs when a running replica is not what the spec asks for. Prompts are rendered, and
     answers parsed, in the front ends."""
-    asked = replace(spec, chat_template=None, tool_parser=None)
+    arguments = dict(sorted(spec.engine_args.items()))
+    asked = replace(spec, chat_template=None, tool_parser=None, engine_args=arguments)
     return hashlib.sha256(f"{__version__} {asked}".encode()).hexdigest()[:16]
 
 
@@ -350,9 +360,10 @@ def _state(app: ApplicationStatusOverview) -> tuple[Deployment, str | None]:
     replicas: Counter[str] = Counter()
     for deployment in app.deployments.values():
         replicas.update({str(state): number for state, number in deployment.replica_states.items()})
-    if replicas["RUNNING"]:
+    if replicas["RUNNING"] or replicas["PENDING_MIGRATION"]:
         return "ready", None
-    return ("loading" if replicas["STARTING"] else "cold"), None
+    begun = replicas["STARTING"] + replicas["UPDATING"] + replicas["RECOVERING"]
+    return ("loading" if begun else "cold"), None
 
 
 def _summed(stats: Sequence[EngineStats]) -> EngineStats:
@@ -370,7 +381,8 @@ def error_of(error: Exception, request_id: str) -> ApiError:
             return Unavailable("The model's replicas have too many requests. Please retry.")
         case RayActorError() | RequestCancelledError():
             return EngineLost()
-    logger.error("request %s: %s: %s", request_id, type(error).__name__, first_line(error))
+    # Without its text, which may quote the request.
+    logger.error("request %s: %s", request_id, type(error).__name__)
     return InternalError()
 
 

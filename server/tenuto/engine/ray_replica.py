@@ -41,8 +41,9 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Embed(msgspec.Struct, frozen=True, array_like=True):
-    """A request for an embedding."""
+    """A request for an embedding, and whom to tell how busy the engine is."""
 
+    to: Address
     request_id: str
     token_ids: list[int]
     dimensions: int | None
@@ -91,6 +92,7 @@ class Replica:
 
     async def embed(self, prefix: Sequence[int], packed_embed: bytes) -> list[float] | Failure:
         asked = _embeds.decode(packed_embed)
+        await self._links.to(asked.to)
         try:
             prompt = Prompt(asked.token_ids)
             return await self._engine.embed(prompt, asked.dimensions, asked.request_id)

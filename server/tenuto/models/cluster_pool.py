@@ -40,6 +40,7 @@ class ClusterPool:
         self._backend, self._cluster = backend, cluster
         self._max_wait_s, self._clock = max_wait_s, clock
         self._engines: dict[str, Engine] = {}
+        self._asked: dict[str, Deployed] = {}
         self._unfit: dict[str, str] = {}
         self._surplus: dict[str, float] = {}
         self._retired: set[str] = set()
@@ -184,7 +185,7 @@ class ClusterPool:
         self._problem = problem
 
     async def _look(self) -> None:
-        if self._changed.is_set():
+        if self._changed.is_set() or self._is_missing():
             self._changed.clear()
             try:
                 await self._deploy()
@@ -192,6 +193,8 @@ class ClusterPool:
                 self._changed.set()
                 raise
         states = dict(await self._cluster.states())
+        # Somebody else has taken it away, or the cluster was made anew.
+        self._asked = {name: model for name, model in self._asked.items() if name in states}
         for name, reason in self._unfit.items():
             states.setdefault(name, ("failed", reason))
         for slot in self.slots.values():
@@ -200,6 +203,10 @@ class ClusterPool:
             slot.state, slot.reason = states.get(name, ("cold", None))
         await self._retire(states)
         await self._tell()
+
+    def _is_missing(self) -> bool:
+        names = {name_of(slot.entry) for slot in self.slots.values()}
+        return not names <= self._asked.keys() | self._unfit.keys()
 
     async def _deploy(self) -> None:
         models, unfit = [], {}
@@ -211,7 +218,11 @@ class ClusterPool:
                 if name_of(entry) not in self._unfit:
                     logger.error("model %s: %s", entry.id, error.message)
         self._unfit = unfit
-        self._engines |= await self._cluster.deploy(models)
+        changed = [model for model in models if self._asked.get(model.name) != model]
+        engines = await self._cluster.deploy(changed)
+        # Whoever has an engine keeps it, and with it what its router knows of prompts.
+        self._engines = {**engines, **self._engines}
+        self._asked |= {model.name: model for model in changed}
         self._wake_wanted()
 
     def _wake_wanted(self) -> None:
@@ -243,6 +254,7 @@ class ClusterPool:
         self._retired.update(due)
         for name in due:
             self._engines.pop(name, None)
+            self._asked.pop(name, None)
 
 
 def name_of(entry: Entry) -> str:
