@@ -1,6 +1,7 @@
 """Every error's status, type and envelope, and what a message may quote."""
 
 import json
+import pickle
 
 import pytest
 
@@ -100,3 +101,9 @@ def nested_list(depth: int) -> list[object]:
 )
 def test_quoted_survives_what_python_refuses_to_print(value: object) -> None:
     assert quoted(value) == "a value too large to print"
+
+
+@pytest.mark.parametrize("error", [EngineLost(), InternalError()], ids=str)
+def test_errors_of_an_engine_pass_between_processes(error: ApiError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), envelope(copy)) == (type(error), envelope(error))

@@ -143,6 +143,10 @@ class InternalError(ApiError):
             "Internal server error. The server's log has more under this request's id."
         )
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # Made without its message, also by pickle.
+        return type(self), ()
+
 
 class TooSlow(ApiError):
     status = 408
@@ -180,6 +184,9 @@ class NotLoaded(Unavailable):
 class EngineLost(Unavailable):
     def __init__(self) -> None:
         super().__init__("The model's engine ended while it served this request. Please retry.")
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
 
 
 def quoted(value: object) -> str:

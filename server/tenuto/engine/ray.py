@@ -58,6 +58,9 @@ DRAIN_S = 3600.0
 SURPLUS = 1.5
 UPSCALE_DELAY_S = 5.0
 DOWNSCALE_DELAY_S = 300.0
+# Half of the surplus goes at a time: with all of it, the day of docs/scaling.md swings between too
+# many replicas and too few.
+DOWNSCALING_FACTOR = 0.5
 HEALTH_EVERY_S = 2.0
 # The last step comes by another way than the word that the request has ended.
 LATE_S = 5.0
@@ -264,8 +267,8 @@ class RemoteSteps:
 
     async def _attempt(self, prefix: Sequence[int]) -> ApiError | None:
         """Why a replica did not answer; None when it did."""
-        self._response = self._engine.generates.remote(prefix, packed(self._request()))
         try:
+            self._response = self._engine.generates.remote(prefix, packed(self._request()))
             await self._response
         except asyncio.CancelledError:
             raise
@@ -349,6 +352,7 @@ def _autoscaling(scale: Scale) -> dict[str, Any]:
         "target_ongoing_requests": scale.target_ongoing_requests,
         "upscale_delay_s": UPSCALE_DELAY_S,
         "downscale_delay_s": DOWNSCALE_DELAY_S,
+        "downscaling_factor": DOWNSCALING_FACTOR,
         "downscale_to_zero_delay_s": scale.idle_s,
     }
 
