@@ -29,8 +29,8 @@ ARROWS = {
 }
 # These wire everything together, and nothing imports them.
 WIRING = {"app", "cli", "reload", "serving", "slow_senders", "wiring"}
-HEAVY = {"vllm", "torch"}
-HEAVY_FILES = re.compile(r"engine/(vllm\w*|preload|quantize)\.py")
+HEAVY = {"vllm", "torch", "ray"}
+HEAVY_FILES = re.compile(r"engine/(vllm\w*|preload|quantize|ray|ray_router)\.py")
 
 
 def sources(*folders: str) -> list[Path]:
@@ -90,15 +90,15 @@ def test_every_part_has_its_arrows() -> None:
 
 
 @pytest.mark.parametrize("path", sources("server/tenuto"), ids=name_of)
-def test_vllm_and_torch_are_imported_in_the_engine_alone(path: Path) -> None:
+def test_what_is_heavy_is_imported_in_the_engine_alone(path: Path) -> None:
     if HEAVY_FILES.fullmatch(path.relative_to(PACKAGE).as_posix()):
         return
     heavy = [line for name, line in imported(path) if name.split(".")[0] in HEAVY]
     assert not heavy
 
 
-def test_the_fast_tests_do_not_import_vllm() -> None:
-    apart = ("tests/live/", "tests/gpu/", "tests/clients/scripts/")
+def test_the_fast_tests_import_nothing_heavy() -> None:
+    apart = ("tests/live/", "tests/gpu/", "tests/cluster/", "tests/clients/scripts/")
     paths = [path for path in sources("tests") if not name_of(path).startswith(apart)]
     assert not [
         name_of(path)
@@ -137,6 +137,6 @@ def test_every_module_says_what_it_owns(path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", ["import tenuto.cli", "import tenuto.app, tenuto.engine.fake"])
-def test_the_server_can_be_imported_without_vllm(code: str) -> None:
+def test_the_server_can_be_imported_without_what_is_heavy(code: str) -> None:
     check = f"import sys; {code}; assert not {HEAVY!r} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
