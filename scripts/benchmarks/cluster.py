@@ -22,12 +22,12 @@ import yaml
 
 from scripts.benchmarks import peers
 from scripts.benchmarks.asking import answers_of, as_command
+from scripts.benchmarks.hosts import WORKERS, ray_hosts
 from scripts.benchmarks.scripted_replicas import INTERVAL
 from scripts.benchmarks.scripted_server import CHECKPOINT, logged
 from tenuto.bench.client import Address
 from tenuto.bench.load import Load
 from tenuto.bench.processes import cpu_s
-from tests.cluster.hosts import WORKERS, ray_hosts
 
 # Of a step of the one-layer model that the other benchmarks have.
 INTERVAL_S = 0.01

@@ -152,7 +152,8 @@ class NoMetrics(Metrics):
     def gaps(self, *args: object) -> None: ...
 
 
-def _services(interval_s: float, state: Path | None) -> Services:
+def services_of(interval_s: float, state: Path | None = None) -> Services:
+    """Without a `state` of keys: open, and nothing is counted."""
     registry, keys = load_registry(DEMO / "registry.yaml"), Keys()
     pool = Pool(registry, PacedBackend(interval_s=interval_s))
     watcher = with_stored(keys, state) if state else None
@@ -180,7 +181,7 @@ def main() -> None:
     given = parser.parse_args()
     # As `tenuto serve` has it: a line for each request is part of its cost.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s")
-    services = _services(given.interval, given.state)
+    services = services_of(given.interval, given.state)
     server = Server(build_app(services), services, drain_s=1)
     listener = listen("127.0.0.1", 0)
     signal.signal(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.hosts import WORKERS, Hosts, ray_hosts
+from scripts.benchmarks.hosts import WORKERS, Hosts, ray_hosts
 from tests.live.conftest import LiveServer, launched, write_registry
 
 SCRIPTED = (sys.executable, "-m", "scripts.benchmarks.scripted_replicas")

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from scripts.benchmarks.hosts import WORKERS, Hosts
 from tests.cluster.conftest import NUM_CPUS, front, replica_of
-from tests.cluster.hosts import WORKERS, Hosts
 from tests.live.conftest import LiveServer, write_registry
 from tests.sse import DONE, events
 

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from scripts.benchmarks.hosts import Hosts
 from tests.cluster.conftest import front, replica_of
-from tests.cluster.hosts import Hosts
 from tests.live.conftest import LiveServer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from scripts.benchmarks.hosts import WORKERS, Hosts
+from scripts.benchmarks.processes import command, descendants
 from tests.cluster.conftest import front
-from tests.cluster.hosts import WORKERS, Hosts
-from tests.live.conftest import MODEL, TENUTO, LiveServer, command, descendants
+from tests.live.conftest import MODEL, TENUTO, LiveServer
 from tests.live.test_conformance import KEY, ORIGIN, REJECTING, assert_conforms
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]

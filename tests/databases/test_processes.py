@@ -11,15 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from scripts.benchmarks.processes import descendants
 from tests.databases.services import PASSWORD, Postgres
-from tests.live.conftest import (
-    MODEL,
-    TENUTO,
-    LiveServer,
-    descendants,
-    launched,
-    write_registry,
-)
+from tests.live.conftest import MODEL, TENUTO, LiveServer, launched, write_registry
 
 pytestmark = pytest.mark.databases
 Environment = dict[str, str]

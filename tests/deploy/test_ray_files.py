@@ -20,8 +20,8 @@ import httpx
 import pytest
 import yaml
 
+from scripts.benchmarks.hosts import HEAD, WORKERS, Hosts
 from scripts.benchmarks.peers import free_port
-from tests.cluster.hosts import HEAD, WORKERS, Hosts
 from tests.databases.services import PASSWORD, Postgres, RedisServer
 from tests.deploy.conftest import (
     DEPLOY,

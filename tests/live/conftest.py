@@ -17,6 +17,8 @@ import openai
 import pytest
 import yaml
 
+from scripts.benchmarks.processes import command, descendants
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "server" / "tenuto" / "demo"
 MODEL = "tenuto-demo"
@@ -61,22 +63,6 @@ class LiveServer:
     def engine_pids(self) -> list[int]:
         """Processes below the server that are named as vLLM's engines are."""
         return [pid for pid in descendants(self.process.pid) if b"EngineCore" in command(pid)]
-
-
-def descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    try:
-        below = [int(child) for child in children.read_text().split()]
-    except FileNotFoundError:
-        return []
-    return below + [found for child in below for found in descendants(child)]
-
-
-def command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
 
 
 def write_registry(path: Path, models: list[dict[str, Any]]) -> Path:

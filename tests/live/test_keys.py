@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.live.conftest import MODEL, LiveServer, descendants, launched, write_registry
+from scripts.benchmarks.processes import descendants
+from tests.live.conftest import MODEL, LiveServer, launched, write_registry
 from tests.live.test_cancellation import wait_until
 
 pytestmark = pytest.mark.live

@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.live.conftest import LiveServer, descendants, launched, write_registry
+from scripts.benchmarks.processes import descendants
+from tests.live.conftest import LiveServer, launched, write_registry
 from tests.live.knowledge import ANSWERS, HELLO
 from tests.live.test_cancellation import wait_until
 from tests.models.pools import only

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.live.conftest import MODEL, ROOT, LiveServer, descendants, launched, write_registry
+from scripts.benchmarks.processes import descendants
+from tests.live.conftest import MODEL, ROOT, LiveServer, launched, write_registry
 
 pytestmark = pytest.mark.live
 FIRST_ANSWER_S = 20

@@ -7,8 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from scripts.benchmarks.processes import command, descendants
 from tenuto.conformance.recording import BUNDLED, Recording
-from tests.live.conftest import MODEL, command, descendants
+from tests.live.conftest import MODEL
 from tests.live.knowledge import ANSWERS, HELLO
 from tests.peers.conftest import INSTALL_AND_START_S, Stack, launched
 from tests.sse import DONE, events

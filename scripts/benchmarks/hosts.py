@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.benchmarks.peers import free_port
-from tests.live.conftest import ROOT, descendants
+from scripts.benchmarks.peers import ROOT, free_port
+from scripts.benchmarks.processes import descendants
 
 HEAD = "127.0.0.2"
 WORKERS = ("127.0.0.3", "127.0.0.4")
