@@ -162,3 +162,11 @@ def rendered(server: LiveServer, **fields: Any) -> str:
     ids = {"model": MODEL, "tokens": response.json()["prompt_token_ids"]}
     prompt: str = server.client.post("/detokenize", json=ids).json()["prompt"]
     return prompt
+
+
+def test_reasoning_that_comes_in_one_piece(parsing: LiveServer) -> None:
+    """As it does for a client that reads more slowly than the engine writes."""
+    way = Way("chat", stream=True)
+    [answer] = messages(parsing, way, max_tokens=5, best_of=2, temperature=0.01)
+    assert answer["reasoning"]
+    assert THOUGHT.startswith(answer["reasoning"])

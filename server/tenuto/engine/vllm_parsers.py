@@ -97,8 +97,10 @@ class VllmParser:
     def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Parsed:
         self._text += text
         self._token_ids += token_ids
-        parsed = self._fed(text, token_ids, finished)
-        self._told = _joined(self._told, parsed)
+        parsed = Parsed()
+        for piece, ids, is_last in self._pieces(text, token_ids):
+            told = self._fed(piece, ids, finished and is_last)
+            parsed, self._told = _joined(parsed, told), _joined(self._told, told)
         if not finished:
             return parsed
         # Fed in few large pieces, vLLM's parsers lose calls and arguments.
@@ -115,6 +117,18 @@ class VllmParser:
             for index, function in enumerate(functions or ())
         ]
         return Parsed(content or "", reasoning or "", calls)
+
+    def _pieces(self, text: str, token_ids: Sequence[int]) -> list[tuple[str, Sequence[int], bool]]:
+        """The last one is marked. vLLM's parsers take the mark at which reasoning begins for a part
+        of it when more comes with the mark."""
+        parser: Any = self._parser.reasoning_parser
+        mark, mark_id = (getattr(parser, f"start_token{end}", None) for end in ("", "_id"))
+        is_marked = mark is not None and mark in text and mark_id in token_ids
+        if not is_marked or len(token_ids) == 1:
+            return [(text, token_ids, True)]
+        before, _, after = text.partition(mark)
+        split = list(token_ids).index(mark_id) + 1
+        return [(before + mark, token_ids[:split], False), (after, token_ids[split:], True)]
 
     def _fed(self, text: str, token_ids: Sequence[int], finished: bool) -> Parsed:
         delta = self._parser.parse_delta(
