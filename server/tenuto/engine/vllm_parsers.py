@@ -122,7 +122,8 @@ class VllmParser:
         """The last one is marked. vLLM's parsers take the mark at which reasoning begins for a part
         of it when more comes with the mark."""
         parser: Any = self._parser.reasoning_parser
-        mark, mark_id = (getattr(parser, f"start_token{end}", None) for end in ("", "_id"))
+        mark: Any = getattr(parser, "start_token", None)
+        mark_id: Any = getattr(parser, "start_token_id", None)
         is_marked = mark is not None and mark in text and mark_id in token_ids
         if not is_marked or len(token_ids) == 1:
             return [(text, token_ids, True)]
