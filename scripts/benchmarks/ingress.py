@@ -6,6 +6,7 @@ of Ray Serve's. What a request then costs its replicas of models is the same for
 python -m scripts.benchmarks.ingress [--seconds S]
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def _ingress() -> Iterator[tuple[str, list[int]]]:
             max_ongoing_requests=10 * STREAMS, ray_actor_options={"num_cpus": 0}
         )
         serve.run(deployment.bind())
-        below = descendants(ray._private.worker._global_node.raylet_process.pid)
+        below = descendants(os.getpid())
         yield (
             f"http://127.0.0.1:{port}",
             [pid for pid in below if any(part in command(pid) for part in PARTS)],
