@@ -19,7 +19,6 @@ from scripts.benchmarks.processes import descendants
 HEAD = "127.0.0.2"
 WORKERS = ("127.0.0.3", "127.0.0.4")
 START_S = 60.0
-END_S = 20.0
 
 
 @dataclass
@@ -27,7 +26,6 @@ class Hosts:
     """`processes` by address. Only who knows the token may talk to Ray."""
 
     directory: Path
-    redis: str | None = None
     port: int = field(default_factory=free_port)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     token: str = field(default_factory=lambda: secrets.token_hex(32))
@@ -57,7 +55,6 @@ class Hosts:
         environment = {**os.environ, **self.environment}
         if ip == HEAD:
             arguments += ["--head", "--port", str(self.port), "--include-dashboard=false"]
-            environment |= {"RAY_REDIS_ADDRESS": self.redis} if self.redis else {}
         else:
             arguments += ["--address", self.address]
         with (self.directory / f"{ip}.log").open("wb") as log:
@@ -97,11 +94,36 @@ class Hosts:
 
 
 @contextmanager
-def ray_hosts(workers: Mapping[str, int], redis: str | None = None) -> Iterator[Hosts]:
+def local_serve(num_cpus: int | None = None, port: int | None = None) -> Iterator[None]:
+    """Ray Serve in a Ray of this process's own; with its proxy where a `port` is given."""
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    import ray
+    from ray import serve
+
+    ray.init(
+        "local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+    )
+    try:
+        if port is None:
+            serve.start(proxy_location="Disabled")
+        else:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@contextmanager
+def ray_hosts(workers: Mapping[str, int]) -> Iterator[Hosts]:
     """A head that runs no replica, and workers with so many processors each."""
     # Ray's sockets lie there, whose paths must be short.
     directory = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
-    hosts = Hosts(directory, redis)
+    hosts = Hosts(directory)
     try:
         hosts.start(HEAD, 0)
         hosts.wait_up(HEAD)

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 
-import ray
 from fastapi import FastAPI
 from ray import serve
 
 from scripts.benchmarks.asking import answers_of, as_command
 from scripts.benchmarks.cluster import INTERVAL_S, REQUESTS, STREAMS, TOKENS
+from scripts.benchmarks.hosts import local_serve
 from scripts.benchmarks.peers import free_port
 from scripts.benchmarks.processes import command, descendants
 from scripts.benchmarks.scripted_server import MODEL, scripted_server, services_of
@@ -53,9 +53,7 @@ def application() -> FastAPI:
 def _ingress() -> Iterator[tuple[str, list[int]]]:
     """Its address, and the processes that a token passes."""
     port = free_port()
-    ray.init("local", include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+    with local_serve(port=port):
         deployment = serve.deployment(serve.ingress(application)()).options(
             max_ongoing_requests=10 * STREAMS, ray_actor_options={"num_cpus": 0}
         )
@@ -65,9 +63,6 @@ def _ingress() -> Iterator[tuple[str, list[int]]]:
             f"http://127.0.0.1:{port}",
             [pid for pid in below if any(part in command(pid) for part in PARTS)],
         )
-    finally:
-        serve.shutdown()
-        ray.shutdown()
 
 
 def _cost_us(pids: list[int], address: Address) -> float:

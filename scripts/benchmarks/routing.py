@@ -9,7 +9,6 @@ python -m scripts.benchmarks.routing
 
 import asyncio
 import json
-import os
 import random
 import time
 from collections import OrderedDict
@@ -20,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from scripts.benchmarks.hosts import local_serve
 from tenuto.engine.prefixes import prefix_hashes
 
 REPLICAS, ROUNDS = 4, 2
@@ -173,21 +173,8 @@ def _table(found: dict[str, dict[str, float]]) -> Table:
 
 
 def main() -> None:
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    import ray
-    from ray import serve
-
-    ray.init(
-        address="local",
-        num_cpus=REPLICAS,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        log_to_driver=False,
-    )
-    serve.start(proxy_location="Disabled")
-    found = measured()
-    serve.shutdown()
-    ray.shutdown()
+    with local_serve(num_cpus=REPLICAS):
+        found = measured()
     Console().print(_table(found))
     print(json.dumps(found))
 

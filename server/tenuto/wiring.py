@@ -24,7 +24,6 @@ from tenuto.models.planner import Host
 from tenuto.models.pool import Pool, Terms
 from tenuto.models.registry import Registry, chosen_models
 from tenuto.models.room import GpuRoom, Room
-from tenuto.observe.logs import log_to_stderr
 from tenuto.reload import Reloader
 from tenuto.serving import Server, Tls
 from tenuto.settings import Settings
@@ -69,14 +68,14 @@ def server_of(
 
 
 def models_of(settings: Settings, registry: Registry, context: EngineContext) -> Models:
-    cache_dir, set_up_logs = settings.cache_dir.expanduser(), logs_of(settings)
+    cache_dir = settings.cache_dir.expanduser()
     backend = LazyVllm(context, cache_dir, settings.drain_s)
     if settings.cluster is None:
         return Pool(registry, backend, terms_of(settings))
     # Imported late: only a cluster needs Ray.
     from tenuto.engine.ray import RayCluster
 
-    make_backend = partial(replica_backend, cache_dir, settings.drain_s, set_up_logs)
+    make_backend = partial(replica_backend, cache_dir, settings.drain_s, context.set_up_logs)
     cluster = RayCluster(make_backend, settings.max_wait_s, settings.max_waiting)
     return ClusterPool(registry, backend, cluster, settings.max_wait_s)
 
@@ -88,10 +87,6 @@ def replica_backend(cache_dir: Path, drain_s: float, set_up_logs: SetUpLogs) -> 
     context = EngineContext(set_up_logs)
     context.start_server()
     return LazyVllm(context, cache_dir, drain_s)
-
-
-def logs_of(settings: Settings) -> SetUpLogs:
-    return partial(log_to_stderr, settings.log_level, settings.log_format)
 
 
 def limiter_of(settings: Settings, written: Callable[[], Mapping[str, int]]) -> Limiter:

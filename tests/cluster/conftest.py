@@ -1,6 +1,7 @@
 """A Ray cluster of three hosts on this machine, and front ends that use it."""
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,3 +53,12 @@ def replica_of(server: LiveServer, model: str, **fields: Any) -> int:
     """The id of the process that answers."""
     answer = server.complete("Who?", model=model, max_tokens=1, **fields).raise_for_status()
     return int(answer.json()["choices"][0]["text"])
+
+
+def wait_unfinished(server: LiveServer, model: str, wanted: int, within_s: float = 20) -> float:
+    """Seconds until the model's replicas have so many requests."""
+    began = time.monotonic()
+    while server.unfinished(model) != wanted:
+        assert time.monotonic() - began < within_s, server.unfinished(model)
+        time.sleep(0.02)
+    return time.monotonic() - began

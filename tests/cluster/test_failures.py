@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from scripts.benchmarks.hosts import WORKERS, Hosts
-from tests.cluster.conftest import NUM_CPUS, front, replica_of
+from tests.cluster.conftest import NUM_CPUS, front, replica_of, wait_unfinished
 from tests.live.conftest import LiveServer, write_registry
 from tests.sse import DONE, events
 
@@ -38,15 +38,8 @@ def stream(server: LiveServer, model: str, max_tokens: int) -> list[Any]:
 def streams(server: LiveServer, model: str, max_tokens: int) -> Iterator[list[Future[list[Any]]]]:
     with ThreadPoolExecutor(NUM_STREAMS) as threads:
         running = [threads.submit(stream, server, model, max_tokens) for _ in range(NUM_STREAMS)]
-        wait_running(server, model, NUM_STREAMS)
+        wait_unfinished(server, model, NUM_STREAMS)
         yield running
-
-
-def wait_running(server: LiveServer, model: str, number: int) -> None:
-    began = time.monotonic()
-    while server.unfinished(model) != number:
-        assert time.monotonic() - began < 20, server.unfinished(model)
-        time.sleep(0.1)
 
 
 def replicas(server: LiveServer, model: str) -> set[int]:
@@ -90,7 +83,7 @@ def test_unstreamed_requests_of_a_killed_replica_are_answered(hosts: Hosts, tmp_
                 threads.submit(server.complete, "Hi", model="quiet", max_tokens=150)
                 for _ in range(NUM_STREAMS)
             ]
-            wait_running(server, "quiet", NUM_STREAMS)
+            wait_unfinished(server, "quiet", NUM_STREAMS)
             os.kill(victim, signal.SIGKILL)
             assert {future.result().status_code for future in asked} == {200}
 
@@ -107,11 +100,11 @@ def test_a_front_end_is_killed(hosts: Hosts, tmp_path: Path) -> None:
             running.append(
                 thread.submit(one.complete, "Hi", model="shared", max_tokens=3000)  # type: ignore[arg-type]
             )
-            wait_running(two, "shared", NUM_STREAMS + 1)
+            wait_unfinished(two, "shared", NUM_STREAMS + 1)
             one.process.kill()
             for future in running:
                 assert isinstance(future.exception(), httpx.TransportError)
-        wait_running(two, "shared", 0)
+        wait_unfinished(two, "shared", 0)
         assert replicas(two, "shared") == both
 
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
+from scripts.benchmarks.hosts import local_serve
 from tenuto.engine.prefixes import prefix_hashes
 from tenuto.engine.ray_router import SLACK, PrefixRouter
 
@@ -80,19 +80,11 @@ class Client:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        # So that both are as they were afterwards.
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local",
-            num_cpus=8,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-        )
-        serve.start(proxy_location="Disabled")
-        yield
-        serve.shutdown()
-        ray.shutdown()
+        with local_serve(num_cpus=8):
+            yield
 
 
 @pytest.fixture(scope="module")

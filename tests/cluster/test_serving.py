@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from scripts.benchmarks.hosts import Hosts
-from tests.cluster.conftest import front, replica_of
+from tests.cluster.conftest import front, replica_of, wait_unfinished
 from tests.live.conftest import LiveServer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
@@ -29,15 +29,6 @@ def served(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
         hosts, directory, MODELS, interval_s=INTERVAL_S, max_waiting="4", max_wait_s="30"
     ) as server:
         yield server
-
-
-def unfinished(server: LiveServer, model: str, wanted: int, within_s: float) -> float:
-    """Seconds until the replicas have so many requests."""
-    began = time.monotonic()
-    while server.unfinished(model) != wanted:
-        assert time.monotonic() - began < within_s, server.unfinished(model)
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def test_a_stream_comes_token_by_token(served: LiveServer) -> None:
@@ -63,9 +54,9 @@ def test_a_client_that_leaves_ends_its_request_on_the_replica(served: LiveServer
         # Who forgets the iterator has left.
         lines = answer.iter_lines()
         next(lines)
-        unfinished(served, "small", 1, within_s=5)
+        wait_unfinished(served, "small", 1, within_s=5)
     # The replica says it once a second.
-    assert unfinished(served, "small", 0, within_s=2.1) < 2.1
+    assert wait_unfinished(served, "small", 0, within_s=2.1) < 2.1
 
 
 def test_more_than_a_replica_takes_waits_and_more_than_may_wait_is_refused(

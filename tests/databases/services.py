@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -76,6 +76,9 @@ class Service:
             yield
         finally:
             self._process.send_signal(signal.SIGCONT)
+
+
+S = TypeVar("S", bound=Service)
 
 
 class Postgres(Service):
@@ -159,25 +162,28 @@ def _folder(name: str) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@contextmanager
+def _running(kind: type[S], sent: signal.Signals = signal.SIGINT) -> Iterator[S]:
+    with _folder(kind.__name__.lower()) as folder:
+        service = kind(folder)
+        service.start()
+        yield service
+        service.stop(sent)
+
+
 @pytest.fixture(scope="session")
 def postgres(installed: Installed) -> Iterator[Postgres]:
     installed("postgresql")
-    with _folder("postgres") as folder:
-        service = Postgres(folder)
-        service.start()
+    # It ends without a wait for clients that it still knows.
+    with _running(Postgres, signal.SIGQUIT) as service:
         yield service
-        # Without a wait for clients that it still knows.
-        service.stop(signal.SIGQUIT)
 
 
 @pytest.fixture(scope="session")
 def redis_server(installed: Installed) -> Iterator[RedisServer]:
     installed("redis-server")
-    with _folder("redis") as folder:
-        service = RedisServer(folder)
-        service.start()
+    with _running(RedisServer) as service:
         yield service
-        service.stop()
 
 
 @pytest.fixture

@@ -153,9 +153,7 @@ def _merged(last: Step, step: Step) -> bool:
     delta, more = last.deltas[0], step.deltas[0]
     if delta.index != more.index or delta.logprobs is not None or more.logprobs is not None:
         return False
-    delta.text += more.text
-    delta.token_ids = [*delta.token_ids, *more.token_ids]
-    delta.finish_reason, delta.stop_reason = more.finish_reason, more.stop_reason
+    delta.add(more)
     return True
 
 

@@ -112,7 +112,7 @@ class EngineContext(ForkServerContext):
 
     def __init__(self, set_up_logs: SetUpLogs = no_logs) -> None:
         super().__init__()
-        self._set_up_logs = set_up_logs
+        self.set_up_logs = set_up_logs
         self.model_id = ""
         self.devices: Sequence[int] = ()
         self.process: EngineProcess | None = None
@@ -139,7 +139,7 @@ class EngineContext(ForkServerContext):
         self._said = {}
         self._pipe, child = multiprocessing.Pipe(duplex=False)
         devices = _visible(self.devices)
-        set_up_logs = partial(self._set_up_logs, self.model_id)
+        set_up_logs = partial(self.set_up_logs, self.model_id)
         self.process = EngineProcess(
             child, devices, set_up_logs, target=target, name=name, kwargs=kwargs
         )

@@ -235,6 +235,12 @@ class Delta(msgspec.Struct, array_like=True):
     logprobs: list[TokenLogprob] | None = None
     cumulative_logprob: float | None = None
 
+    def add(self, more: "Delta") -> None:
+        """What the same candidate gained next; neither has log-probabilities."""
+        self.text += more.text
+        self.token_ids = [*self.token_ids, *more.token_ids]
+        self.finish_reason, self.stop_reason = more.finish_reason, more.stop_reason
+
 
 class Step(msgspec.Struct, array_like=True):
     """One output of the engine for one prompt, the `prompt_index`-th of the request.

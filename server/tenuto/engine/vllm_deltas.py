@@ -40,7 +40,7 @@ class DeltaQueue:
             self._step = Step([delta], cached_tokens)
             self._wake()
         else:
-            _merge(self._step.deltas[0], delta)
+            self._step.deltas[0].add(delta)
 
     async def get(self) -> Step:
         """Errors: `EngineLost`."""
@@ -133,9 +133,3 @@ class DeltaSteps:
             came = step(early, self._sampling, first=True)
             self._queue.add(came.deltas[0], came.cached_tokens)
         return self._queue
-
-
-def _merge(into: Delta, delta: Delta) -> None:
-    into.text += delta.text
-    into.token_ids = [*into.token_ids, *delta.token_ids]
-    into.finish_reason, into.stop_reason = delta.finish_reason, delta.stop_reason
