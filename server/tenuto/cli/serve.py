@@ -1,5 +1,6 @@
 """`tenuto serve`."""
 
+import gc
 import ipaddress
 import logging
 import os
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tenuto.access.watching import KeyWatcher
 
 logger = logging.getLogger("tenuto.serve")
+# Before garbage is looked for among them.
+NEW_OBJECTS = 50_000
 # As with keys: no engine process inherits them.
 HOLDS_PASSWORD = ("TENUTO_DATABASE_URL", "TENUTO_REDIS_URL")
 
@@ -127,6 +130,11 @@ def run(settings: Settings, watcher: "KeyWatcher") -> None:
 
     server = server_of(settings, path, registry, watcher, eager, context, tls)
     logger.info("listening on %s", address(listener, is_tls=tls is not None))
+    # What it consists of stays, and of what a request has made hardly anything is garbage that
+    # counting references does not find. Looking for it after each 700 objects took up to a fifth of
+    # all processor time, and 40 ms at once.
+    gc.freeze()
+    gc.set_threshold(NEW_OBJECTS, 10, 10)
     server.run(sockets=[listener])
     sys.exit(1 if server.failed else 0)
 

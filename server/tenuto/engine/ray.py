@@ -85,6 +85,11 @@ class RayCluster:
             self._receiver = await Receiver.open(ray.util.get_node_ip_address())
         with _reached():
             handles = await asyncio.to_thread(self._run, models)
+        for handle in handles:
+            # That of a model which it knows already is the one of before.
+            if not handle.is_initialized:
+                # With a thread of their own, calls take twice the processor time.
+                handle._init(_run_router_in_separate_loop=False)
         return {
             model.name: RayEngine(handle, self._receiver, model.spec, self._max_wait_s)
             for model, handle in zip(models, handles, strict=True)
@@ -156,7 +161,9 @@ class RayEngine:
         max_wait_s: float,
     ) -> None:
         # Through Ray's object store a call takes twice the processor time.
-        handle = handle.options(_by_reference=False)
+        handle = handle.options(
+            _by_reference=False, request_serialization="pickle", response_serialization="pickle"
+        )
         self.generates = handle.options(method_name="generate")
         self.receiver, self.model_id, self.max_wait_s = receiver, spec.model_id, max_wait_s
         self._embeds = handle.options(method_name="embed")
