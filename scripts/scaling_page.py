@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from scripts.cluster_load import MODELS
+
 if TYPE_CHECKING:
     from scripts.simulate_cluster import Cluster
 
@@ -20,10 +22,16 @@ PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 PLOT = PAGE.with_suffix(".svg")
 MARKERS = ("<!-- scripts.simulate_cluster --write: begin -->", "<!-- end -->")
 # Front ends, one for each host, and the databases that they share.
-TOKEN_S, REQUEST_S = 80e-6, 2e-3
+TOKEN_S, REQUEST_S = 40e-6, 1.2e-3
 MAX_ROWS_PER_S, MAX_REDIS_PER_S, REDIS_CALLS = 7_000, 25_000, 2
 # As many as a Postgres takes that nobody has set up, without those that it keeps for itself.
 MAX_CONNECTIONS, CONNECTIONS_EACH = 97, 2
+# What Ray Serve's controller hears: pushes of front ends, and their looks at all models; it checks
+# each replica. Of its one core, by `scripts.benchmarks.controller`: its loop over the models and
+# each replica, and what each of these costs.
+PUSH_S, LOOK_S, CHECK_S, SELDOM_S, OFTEN_S = 10.0, 10.0, 10.0, 30.0, 2.0
+MODELS_SHARE, REPLICA_SHARE = 0.067, 0.00025
+PUSH_COST_S, LOOK_COST_S, CHECK_COST_S = 1.3e-3, 4e-3, 5e-4
 CLASSES, COLUMNS = (1, 2, 4, 8), 150
 Waits = Counter[tuple[int, float]]
 Rows = list[list[str]]
@@ -46,15 +54,26 @@ def quantiles(waits: Waits, shares: Sequence[float], gpus: int | None = None) ->
 def shares(cluster: Cluster) -> dict[str, float]:
     """Of each part's capacity, in the busiest minute."""
     hosts, requests_per_s = cluster.plan.hosts, cluster.requests.max() / 60
+    replicas = max(replicas for *_, replicas in cluster.rounds)
     busy_s = (cluster.requests * REQUEST_S + cluster.tokens * TOKEN_S).max()
     return {
         "front ends": busy_s / 60 / hosts,
-        "controller": max(share for _, _, share, _ in cluster.rounds),
-        "controller, spared": max(spared for *_, spared in cluster.rounds),
+        "controller": controller_share(hosts, replicas),
+        "controller, looks every 2 s": controller_share(hosts, replicas, look_s=OFTEN_S),
+        "controller, pushes every 30 s": controller_share(hosts, replicas, push_s=SELDOM_S),
         "Postgres, rows": requests_per_s / MAX_ROWS_PER_S,
         "Postgres, connections": hosts * CONNECTIONS_EACH / MAX_CONNECTIONS,
         "Redis": requests_per_s * REDIS_CALLS / MAX_REDIS_PER_S,
     }
+
+
+def controller_share(
+    front_ends: int, replicas: int, push_s: float = PUSH_S, look_s: float = LOOK_S
+) -> float:
+    """Of its one core, with a push and a look of each front end in so many seconds."""
+    of_front_end = len(MODELS) * PUSH_COST_S / push_s + LOOK_COST_S / look_s
+    of_replica = REPLICA_SHARE + CHECK_COST_S / CHECK_S
+    return MODELS_SHARE + front_ends * of_front_end + replicas * of_replica
 
 
 def show(days: Sequence[Cluster], evenings: Sequence[Cluster], is_written: bool) -> None:

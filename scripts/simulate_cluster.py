@@ -33,16 +33,8 @@ from scripts.cluster_load import (
 # A replica's start, but for reading its weights; its end.
 PROCESS_S, PREPARE_S, DRAIN_S = 7.0, 30.0, 15.0
 # Ray Serve, as the server sets it; the look-back is in pushes of metrics.
-UPSCALE_S, DOWNSCALE_S, PUSH_S, LOOK_BACK, CONTROLLER_CALL_S = 5.0, 300.0, 10.0, 3, 1e-3
-POLL_S, HEALTH_S, SLOW_HEALTH_S = 2.0, 2.0, 10.0
+UPSCALE_S, DOWNSCALE_S, LOOK_BACK = 5.0, 300.0, 3
 Events = Generator[simpy.Event, Any, None]
-
-
-def controller_share(front_ends: int, replicas: int, is_spared: bool = False) -> float:
-    """Of the controller's one core. `is_spared`: no polls, one push for all models, slow checks."""
-    polls, pushes = (0.0, 1) if is_spared else (1 / POLL_S, len(MODELS))
-    checks = replicas / (SLOW_HEALTH_S if is_spared else HEALTH_S)
-    return (front_ends * (polls + pushes / PUSH_S) + checks) * CONTROLLER_CALL_S
 
 
 @dataclass
@@ -75,8 +67,8 @@ class Cluster:
         self.arrived = self.served = self.cold_starts = 0
         minutes = ceil(plan.hours * 60) + 1
         self.requests, self.tokens = np.zeros(minutes), np.zeros(minutes)
-        # At each push of metrics: the hour, GPUs in use, and the controller's share, and spared.
-        self.rounds: list[tuple[float, int, float, float]] = []
+        # At each push of metrics: the hour, GPUs in use, ready replicas.
+        self.rounds: list[tuple[float, int, int]] = []
         self.deployments = [Deployment(at, MODELS[at], most(plan, at)) for at in range(len(MODELS))]
 
     def run(self) -> "Cluster":
@@ -140,10 +132,10 @@ class Cluster:
         """A controller that is full answers all the same, but later: its rounds become longer."""
         while True:
             hosts, replicas = self.plan.hosts, sum(of.ready for of in self.deployments)
-            share, spared = (controller_share(hosts, replicas, is_so) for is_so in (False, True))
+            share = page.controller_share(hosts, replicas)
             hour, used = self.plan.begin_h + self.env.now / HOUR_S, hosts * GPUS_PER_HOST
-            self.rounds.append((hour, used - sum(self.free), share, spared))
-            round_s = PUSH_S * max(1.0, share)
+            self.rounds.append((hour, used - sum(self.free), replicas))
+            round_s = page.PUSH_S * max(1.0, share)
             yield self.env.timeout(round_s)
             for of in self.deployments:
                 self._count(of, 0)

@@ -1,9 +1,10 @@
 """What a cluster costs and gives, on scripted replicas, whose time is a timer.
 
 A front end with eight replicas on two hosts beside one server without a cluster, in turns: the
-processor time of a token in their processes. That server has the same scripted engine, whose 32
-streams step together; another has real vLLM with the demo model, as single machines do. One host
-beside two: tokens a second, when each replica has all that it takes.
+processor time of a token in their processes, with many streams and with few. That server has the
+same scripted engine, whose streams step together, where the replicas come one by one; another has
+real vLLM with the demo model, as single machines do. One host beside two: tokens a second, when
+each replica has all that it takes.
 
 python -m scripts.benchmarks.cluster [--seconds S]
 """
@@ -31,27 +32,38 @@ from tenuto.bench.processes import cpu_s
 
 # Of a step of the one-layer model that the other benchmarks have.
 INTERVAL_S = 0.01
-STREAMS, TOKENS, REQUESTS = 32, 128, 96
-NUM_REPLICAS, MIN_ROUNDS = 8, 3
+TOKENS, NUM_REPLICAS, MIN_ROUNDS = 128, 8, 3
+MANY, FEW, TURNS = 128, 32, 3
 # Of a replica: half as many again wait in it.
-TARGET = 8
+TARGET = MANY // NUM_REPLICAS
 READY_S = 90.0
 
 
 def measured(seconds: float) -> dict[str, float]:
+    costs: dict[int, list[tuple[float, ...]]] = {MANY: [], FEW: []}
+    rates, ended = list[tuple[float, float]](), time.monotonic() + seconds
     with _servers() as (single, front), _real() as real:
-        costs, rates, ended = list[tuple[float, ...]](), [], time.monotonic() + seconds
-        while time.monotonic() < ended or len(costs) < MIN_ROUNDS:
-            costs.append((front.cost_us("many"), single.cost_us("many"), real.cost_us(peers.MODEL)))
+        asked = (front, "many"), (single, "many"), (real, peers.MODEL)
+        while time.monotonic() < ended or len(rates) < MIN_ROUNDS:
+            for streams, found in costs.items():
+                found.append(tuple(server.cost_us(model, streams) for server, model in asked))
             rates.append((front.tokens_per_s("one"), front.tokens_per_s("two")))
     return {
-        "us_per_token": median(cost[0] for cost in costs),
-        "us_per_token_of_a_scripted_server": median(cost[1] for cost in costs),
-        "us_per_token_of_a_vllm_server": median(cost[2] for cost in costs),
-        "cpu_to_a_scripted_server": median(cost[0] / cost[1] for cost in costs),
-        "cpu_to_a_vllm_server": median(cost[0] / cost[2] for cost in costs),
+        **_costs(costs[MANY], MANY),
+        **_costs(costs[FEW], FEW),
         "tokens_per_s_of_two_hosts": median(two for _, two in rates),
         "two_hosts_to_twice_one": median(two / one / 2 for one, two in rates),
+    }
+
+
+def _costs(found: list[tuple[float, ...]], streams: int) -> dict[str, float]:
+    """Microseconds of a token, and the front end's to the others'."""
+    names = "front_end", "scripted_server", "vllm_server"
+    us = {name: median(costs) for name, *costs in zip(names, *found, strict=True)}
+    to = {name: median(one[0] / one[at] for one in found) for at, name in enumerate(names) if at}
+    return {
+        **{f"{streams}_streams_us_of_{name}": value for name, value in us.items()},
+        **{f"{streams}_streams_cpu_to_{name}": value for name, value in to.items()},
     }
 
 
@@ -59,18 +71,19 @@ class _Server:
     def __init__(self, pid: int, url: str, key: str | None = None) -> None:
         self._pid, self._address = pid, Address(url, "chat/completions", key)
 
-    def cost_us(self, model: str) -> float:
+    def cost_us(self, model: str, streams: int) -> float:
         """Processor time of a token, all threads together."""
+        requests, body = TURNS * streams, {"ignore_eos": True}
         began_s = cpu_s(self._pid)
-        body = {"ignore_eos": True}
-        load = Load(model=model, streams=STREAMS, requests=REQUESTS, max_tokens=TOKENS, body=body)
-        self._ask(load)
-        return (cpu_s(self._pid) - began_s) / (REQUESTS * TOKENS) * 1e6
+        self._ask(
+            Load(model=model, streams=streams, requests=requests, max_tokens=TOKENS, body=body)
+        )
+        return (cpu_s(self._pid) - began_s) / (requests * TOKENS) * 1e6
 
     def tokens_per_s(self, model: str) -> float:
-        began = time.monotonic()
-        self._ask(Load(model=model, streams=2 * STREAMS, requests=REQUESTS, max_tokens=TOKENS))
-        return REQUESTS * TOKENS / (time.monotonic() - began)
+        began, requests = time.monotonic(), TURNS * MANY // 2
+        self._ask(Load(model=model, streams=MANY // 2, requests=requests, max_tokens=TOKENS))
+        return requests * TOKENS / (time.monotonic() - began)
 
     def _ask(self, load: Load) -> None:
         errors = [answer.error for answer in answers_of(self._address, load) if answer.error]

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from scripts.benchmarks.asking import answers_of, as_command
-from scripts.benchmarks.cluster import INTERVAL_S, REQUESTS, STREAMS, TOKENS
+from scripts.benchmarks.cluster import FEW, INTERVAL_S, TOKENS, TURNS
 from scripts.benchmarks.hosts import local_serve
 from scripts.benchmarks.peers import free_port
 from scripts.benchmarks.processes import command, descendants
@@ -55,7 +55,7 @@ def _ingress() -> Iterator[tuple[str, list[int]]]:
     port = free_port()
     with local_serve(port=port):
         deployment = serve.deployment(serve.ingress(application)()).options(
-            max_ongoing_requests=10 * STREAMS, ray_actor_options={"num_cpus": 0}
+            max_ongoing_requests=10 * FEW, ray_actor_options={"num_cpus": 0}
         )
         serve.run(deployment.bind())
         below = descendants(os.getpid())
@@ -67,10 +67,10 @@ def _ingress() -> Iterator[tuple[str, list[int]]]:
 
 def _cost_us(pids: list[int], address: Address) -> float:
     began_s = sum(map(cpu_s, pids))
-    load = Load(model=MODEL, streams=STREAMS, requests=REQUESTS, max_tokens=TOKENS)
+    load = Load(model=MODEL, streams=FEW, requests=TURNS * FEW, max_tokens=TOKENS)
     errors = [answer.error for answer in answers_of(address, load) if answer.error]
     assert not errors, errors[:3]
-    return (sum(map(cpu_s, pids)) - began_s) / (REQUESTS * TOKENS) * 1e6
+    return (sum(map(cpu_s, pids)) - began_s) / (TURNS * FEW * TOKENS) * 1e6
 
 
 if __name__ == "__main__":

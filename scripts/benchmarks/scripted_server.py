@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -115,6 +115,7 @@ class PacedEngine(FakeEngine):
     capacity: int = 1 << 20
     interval_s: float = 0
     word: str = WORD
+    began: float = field(default_factory=time.monotonic)
 
     async def generate(
         self, prompt: Prompt, sampling: Sampling, request_id: str
@@ -125,8 +126,14 @@ class PacedEngine(FakeEngine):
                 yield self._step(sampling.max_tokens, is_last=True)
                 return
             for number in range(1, sampling.max_tokens + 1):
-                await asyncio.sleep(self.interval_s)
+                await self._stepped()
                 yield self._step(1, is_last=number == sampling.max_tokens)
+
+    async def _stepped(self) -> None:
+        """All requests step together, as vLLM's do."""
+        now = time.monotonic() - self.began
+        steps = round(now / self.interval_s) + 1 if self.interval_s else 0
+        await asyncio.sleep(steps * self.interval_s - now if steps else 0)
 
     def _step(self, num_tokens: int, *, is_last: bool) -> Step:
         finish: FinishReason | None = "length" if is_last else None

@@ -8,25 +8,28 @@ import pytest
 
 from tenuto.errors import BadRequest, EngineLost, EngineStartError, NotLoaded, Unavailable
 from tenuto.models import cluster_pool
-from tenuto.models.cluster_pool import RETIRE_AFTER_S, name_of
+from tenuto.models.cluster_pool import RETIRE_AFTER_S, STIRRED_S, name_of
 from tenuto.models.waiting import Asker
 from tests.conftest import make_adapter, make_checkpoint, make_registry
 from tests.models.clusters import rigged
 from tests.models.pools import settled
 
 A: dict[str, Any] = {"id": "a", "load": "eager"}
+SOON_S = 0.001
 DOWN = Unavailable("the cluster does not answer")
 
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_pool, "LOOK_EVERY_S", 0.001)
+    for pace in ("LOOK_EVERY_S", "LOOK_SOON_S"):
+        monkeypatch.setattr(cluster_pool, pace, SOON_S)
 
 
 @pytest.fixture
 def rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never a second time by itself."""
-    monkeypatch.setattr(cluster_pool, "LOOK_EVERY_S", 600)
+    for pace in ("LOOK_EVERY_S", "LOOK_SOON_S"):
+        monkeypatch.setattr(cluster_pool, pace, 600)
 
 
 async def test_models_are_deployed_as_the_registry_says(tmp_path: Path) -> None:
@@ -262,6 +265,30 @@ async def test_a_head_that_does_not_answer_is_asked_now_and_then(
         rig.pool.adopt(make_registry(tmp_path, [A]).present())
         await settled()
         assert rig.cluster.attempts == 1
+
+
+async def test_it_looks_seldom_until_a_model_that_is_not_ready_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All front ends' looks are answered by one process of the cluster."""
+    monkeypatch.setattr(cluster_pool, "LOOK_EVERY_S", 600)
+    async with rigged(tmp_path, A, {"id": "b"}) as rig:
+        rig.cluster.found[rig.name("b")] = "cold", None
+        await rig.loaded("a")
+        looks = rig.cluster.looks
+        (await rig.pool.lease(rig.entry("a"))).release()
+        await asyncio.sleep(20 * SOON_S)
+        assert rig.cluster.looks == looks
+        (await rig.pool.lease(rig.entry("b"))).release()
+        await rig.cluster.looked(5)
+        rig.cluster.found[rig.name("b")] = "ready", None
+        await rig.cluster.looked()
+        assert rig.pool.is_ready(rig.entry("b"))
+        rig.clock.now += STIRRED_S
+        await asyncio.sleep(20 * SOON_S)
+        looks = rig.cluster.looks
+        await asyncio.sleep(20 * SOON_S)
+        assert rig.cluster.looks == looks
 
 
 async def test_a_lease_waits_for_the_first_deploy(tmp_path: Path) -> None:

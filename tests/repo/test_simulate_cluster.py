@@ -66,11 +66,12 @@ def test_with_more_hosts_the_same_traffic_waits_less() -> None:
 
 
 def test_a_full_controller_decides_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulate_cluster, "CONTROLLER_CALL_S", 0.1)
+    monkeypatch.setattr(scaling_page, "PUSH_COST_S", 0.1)
     late = Cluster(replace(SMALL, hours=0.2)).run()
-    (first, _, share, spared), (second, *_) = late.rounds[:2]
-    assert spared < 1 < share
-    assert (second - first) * 3600 == pytest.approx(share * simulate_cluster.PUSH_S)
+    (first, _, replicas), (second, *_) = late.rounds[:2]
+    share = scaling_page.controller_share(SMALL.hosts, replicas)
+    assert (second - first) * 3600 == pytest.approx(share * scaling_page.PUSH_S)
+    assert share > 1 > scaling_page.controller_share(SMALL.hosts, replicas, push_s=100)
 
 
 # Seconds of an answer of 500 tokens to a prompt of 5,000: 70B in FP8 on two H100, published.

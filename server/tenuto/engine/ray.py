@@ -61,7 +61,8 @@ DOWNSCALE_DELAY_S = 300.0
 # Half of the surplus goes at a time: with all of it, the day of docs/scaling.md swings between too
 # many replicas and too few.
 DOWNSCALING_FACTOR = 0.5
-HEALTH_EVERY_S = 2.0
+# Whoever has a request on a replica knows of its end at once.
+HEALTH_EVERY_S = 10.0
 # The last step comes by another way than the word that the request has ended.
 LATE_S = 5.0
 # A host that goes may have had several replicas, and a request may meet them one after the other.

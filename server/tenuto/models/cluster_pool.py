@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Literal
 
 from tenuto.engine.base import Backend, Cluster, Engine, Prompts
@@ -16,7 +17,9 @@ from tenuto.models.slot import Lease, Slot
 from tenuto.models.waiting import ANYONE, Asker
 
 logger = logging.getLogger(__name__)
-LOOK_EVERY_S = 2.0
+# Every look costs the cluster's controller some ms, and all front ends share it: seldom, but while
+# a model loads, or has just been asked without being ready.
+LOOK_EVERY_S, LOOK_SOON_S, STIRRED_S = 10.0, 2.0, 30.0
 # Other front ends may read a changed registry so much later, and use until then what is no longer
 # in it.
 RETIRE_AFTER_S = 30.0
@@ -46,8 +49,7 @@ class ClusterPool:
         self._retired: set[str] = set()
         self._wakes: set[asyncio.Task[None]] = set()
         self._looked = asyncio.Condition()
-        self._changed = asyncio.Event()
-        self._changed.set()
+        self._is_changed, self._stirred, self._stirred_until = True, asyncio.Event(), 0.0
         self._owner: asyncio.Task[None] | None = None
         self._problem: str | None = None
         self._is_closed = False
@@ -84,7 +86,8 @@ class ClusterPool:
             slot = self.slots.setdefault(model_id, Slot(entry))
             if slot.entry is not entry:
                 slot.entry, slot.prompts = entry, None
-        self._changed.set()
+        self._is_changed = True
+        self._stir()
 
     async def prompts(self, entry: Entry) -> Prompts:
         slot = self._slot(entry)
@@ -95,6 +98,8 @@ class ClusterPool:
         slot, name = self._slot(entry), name_of(entry)
         if name not in self._engines:
             await self._deployed(entry.id, name, min(asker.patience_s, self._max_wait_s))
+        if slot.state != "ready" and not self._is_moving():
+            self._stir()
         return Lease(slot, self._engines[name], sequences, self._released)
 
     def is_ready(self, entry: Entry) -> bool:
@@ -153,7 +158,7 @@ class ClusterPool:
         for slot in slots:
             if slot.state == "failed":
                 raise EngineStartError(f"model {slot.entry.id}: {slot.reason}")
-        return not self._changed.is_set() and all(slot.state == "ready" for slot in slots)
+        return not self._is_changed and all(slot.state == "ready" for slot in slots)
 
     def _begin(self) -> None:
         if self._owner is None and not self._is_closed:
@@ -168,13 +173,24 @@ class ClusterPool:
             except Exception as error:
                 # Whatever it is: without its owner everyone would wait, for ever.
                 self._complain(error)
-            try:
-                async with asyncio.timeout(LOOK_EVERY_S):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
-            if self._problem is not None:
-                await asyncio.sleep(LOOK_EVERY_S)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        if self._problem is not None:
+            return await asyncio.sleep(LOOK_SOON_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SOON_S if self._is_moving() else LOOK_EVERY_S):
+                await self._stirred.wait()
+        self._stirred.clear()
+
+    def _stir(self) -> None:
+        """Something may change soon."""
+        self._stirred_until = self._clock() + STIRRED_S
+        self._stirred.set()
+
+    def _is_moving(self) -> bool:
+        is_loading = any(slot.state == "loading" for slot in self.slots.values())
+        return is_loading or self._clock() < self._stirred_until
 
     def _complain(self, error: Exception) -> None:
         """Once, while it stays the same."""
@@ -185,12 +201,12 @@ class ClusterPool:
         self._problem = problem
 
     async def _look(self) -> None:
-        if self._changed.is_set() or self._is_missing():
-            self._changed.clear()
+        if self._is_changed or self._is_missing():
+            self._is_changed = False
             try:
                 await self._deploy()
             except BaseException:
-                self._changed.set()
+                self._is_changed = True
                 raise
         states = dict(await self._cluster.states())
         # Somebody else has taken it away, or the cluster was made anew.
