@@ -31,7 +31,9 @@ MAX_CONNECTIONS, CONNECTIONS_EACH = 97, 2
 # each replica, and what each of these costs.
 PUSH_S, LOOK_S, CHECK_S, SELDOM_S, OFTEN_S = 10.0, 10.0, 10.0, 30.0, 2.0
 MODELS_SHARE, REPLICA_SHARE = 0.067, 0.00025
-PUSH_COST_S, LOOK_COST_S, CHECK_COST_S = 1.3e-3, 4e-3, 5e-4
+PUSH_COST_S, LOOK_COST_S, CHECK_COST_S = 1.25e-3, 4e-3, 5e-4
+# For each replica of its model.
+PUSH_REPLICA_COST_S = 1.6e-5
 CLASSES, COLUMNS = (1, 2, 4, 8), 150
 Waits = Counter[tuple[int, float]]
 Rows = list[list[str]]
@@ -71,7 +73,8 @@ def controller_share(
     front_ends: int, replicas: int, push_s: float = PUSH_S, look_s: float = LOOK_S
 ) -> float:
     """Of its one core, with a push and a look of each front end in so many seconds."""
-    of_front_end = len(MODELS) * PUSH_COST_S / push_s + LOOK_COST_S / look_s
+    pushes_s = len(MODELS) * PUSH_COST_S + replicas * PUSH_REPLICA_COST_S
+    of_front_end = pushes_s / push_s + LOOK_COST_S / look_s
     of_replica = REPLICA_SHARE + CHECK_COST_S / CHECK_S
     return MODELS_SHARE + front_ends * of_front_end + replicas * of_replica
 
@@ -112,12 +115,20 @@ def of_sizes(evenings: Sequence[Cluster]) -> Rows:
         per_s = [f"{(of.max() / 60):,.0f}" for of in (evening.requests, evening.tokens)]
         wait = _seconds(quantiles(evening.waits, (0.5, 0.99, 1)))
         rows.append([str(evening.plan.hosts), *per_s, *map("{:.1%}".format, used.values()), wait])
-    most = evenings[-1].plan.hosts
-    # Front ends grow with the hosts, and all else in proportion to them.
+    hosts = [evening.plan.hosts for evening in evenings]
+    # Front ends grow with the hosts.
     full = [
-        "-" if name == "front ends" else f"{most / part:,.0f}" for name, part in parts[-1].items()
+        "-" if name == "front ends" else _full_at(hosts, [part[name] for part in parts])
+        for name in parts[0]
     ]
     return [*rows, ["full at", "", "", *full, ""]]
+
+
+def _full_at(hosts: Sequence[int], shares: Sequence[float]) -> str:
+    """Between two sizes, or beyond the last, along a straight line."""
+    at = next((at for at, share in enumerate(shares) if at and share >= 1), len(shares) - 1)
+    slope = (shares[at] - shares[at - 1]) / (hosts[at] - hosts[at - 1])
+    return f"{hosts[at] + (1 - shares[at]) / slope:,.0f}"
 
 
 def _table(rows: Rows) -> Table:

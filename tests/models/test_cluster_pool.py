@@ -8,7 +8,7 @@ import pytest
 
 from tenuto.errors import BadRequest, EngineLost, EngineStartError, NotLoaded, Unavailable
 from tenuto.models import cluster_pool
-from tenuto.models.cluster_pool import RETIRE_AFTER_S, STIRRED_S, name_of
+from tenuto.models.cluster_pool import RETIRE_AFTER_S, MOVING_S, name_of
 from tenuto.models.waiting import Asker
 from tests.conftest import make_adapter, make_checkpoint, make_registry
 from tests.models.clusters import rigged
@@ -275,20 +275,34 @@ async def test_it_looks_seldom_until_a_model_that_is_not_ready_is_asked(
     async with rigged(tmp_path, A, {"id": "b"}) as rig:
         rig.cluster.found[rig.name("b")] = "cold", None
         await rig.loaded("a")
-        looks = rig.cluster.looks
-        (await rig.pool.lease(rig.entry("a"))).release()
-        await asyncio.sleep(20 * SOON_S)
-        assert rig.cluster.looks == looks
+
+        async def looks_no_more() -> bool:
+            rig.clock.now += MOVING_S
+            await asyncio.sleep(20 * SOON_S)
+            looks = rig.cluster.looks
+            (await rig.pool.lease(rig.entry("a"))).release()
+            await asyncio.sleep(20 * SOON_S)
+            return rig.cluster.looks == looks
+
+        assert await looks_no_more()
         (await rig.pool.lease(rig.entry("b"))).release()
         await rig.cluster.looked(5)
         rig.cluster.found[rig.name("b")] = "ready", None
         await rig.cluster.looked()
         assert rig.pool.is_ready(rig.entry("b"))
-        rig.clock.now += STIRRED_S
-        await asyncio.sleep(20 * SOON_S)
-        looks = rig.cluster.looks
-        await asyncio.sleep(20 * SOON_S)
-        assert rig.cluster.looks == looks
+        assert await looks_no_more()
+
+
+async def test_it_looks_often_while_models_are_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_pool, "LOOK_EVERY_S", 600)
+    async with rigged(tmp_path, A) as rig:
+        rig.cluster.found[rig.name()] = "cold", None
+        loading = asyncio.create_task(rig.pool.load(["a"]))
+        await rig.cluster.looked()
+        rig.cluster.found[rig.name()] = "ready", None
+        await asyncio.wait_for(loading, 5)
 
 
 async def test_a_lease_waits_for_the_first_deploy(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def test_service_times(monkeypatch: pytest.MonkeyPatch, streams: int, seconds: f
 
 def test_tables_go_between_the_markers(usual: Cluster, to_zero: Cluster) -> None:
     page = scaling_page.PAGE.read_text()
-    tables = scaling_page.of_days([usual, to_zero]), scaling_page.of_sizes([usual])
+    larger = Cluster(replace(SMALL, hosts=2 * SMALL.hosts, hours=0.2)).run()
+    tables = scaling_page.of_days([usual, to_zero]), scaling_page.of_sizes([usual, larger])
     once = scaling_page.written(page, tables)
     assert scaling_page.written(once, tables) == once
     assert f"| {to_zero.cold_starts} |" in once
@@ -97,3 +98,10 @@ def test_quantiles_are_nearest_ranks() -> None:
     assert scaling_page.quantiles(waits, (0.5, 0.99, 1)) == [0.0, 5.0, 7.0]
     assert scaling_page.quantiles(waits, (0.5, 1), gpus=1) == [0.0, 5.0]
     assert scaling_page.quantiles(waits, (1,), gpus=8) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("shares", "hosts"), [([0.2, 0.3, 0.5], "55"), ([0.5, 0.9, 1.9], "21"), ([0.5, 2, 9], "13")]
+)
+def test_where_a_part_is_full(shares: list[float], hosts: str) -> None:
+    assert scaling_page._full_at([10, 20, 30], shares) == hosts

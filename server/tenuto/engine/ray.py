@@ -61,7 +61,8 @@ DOWNSCALE_DELAY_S = 300.0
 # Half of the surplus goes at a time: with all of it, the day of docs/scaling.md swings between too
 # many replicas and too few.
 DOWNSCALING_FACTOR = 0.5
-# Whoever has a request on a replica knows of its end at once.
+# So much later, at most, another one starts for a replica that has died; those who had a request on
+# it hear of it at once.
 HEALTH_EVERY_S = 10.0
 # The last step comes by another way than the word that the request has ended.
 LATE_S = 5.0
@@ -86,11 +87,11 @@ class RayCluster:
             self._receiver = await Receiver.open(ray.util.get_node_ip_address())
         with _reached():
             handles = await asyncio.to_thread(self._run, models)
-        for handle in handles:
-            # That of a model which it knows already is the one of before.
-            if not handle.is_initialized:
-                # With a thread of their own, calls take twice the processor time.
-                handle._init(_run_router_in_separate_loop=False)
+            for handle in handles:
+                # That of a model which it knows already is the one of before.
+                if not handle.is_initialized:
+                    # With a thread of their own, calls take twice the processor time.
+                    handle._init(_run_router_in_separate_loop=False)
         return {
             model.name: RayEngine(handle, self._receiver, model.spec, self._max_wait_s)
             for model, handle in zip(models, handles, strict=True)

@@ -19,7 +19,7 @@ from tenuto.models.waiting import ANYONE, Asker
 logger = logging.getLogger(__name__)
 # Every look costs the cluster's controller some ms, and all front ends share it: seldom, but while
 # a model loads, or has just been asked without being ready.
-LOOK_EVERY_S, LOOK_SOON_S, STIRRED_S = 10.0, 2.0, 30.0
+LOOK_EVERY_S, LOOK_SOON_S, MOVING_S = 10.0, 2.0, 30.0
 # Other front ends may read a changed registry so much later, and use until then what is no longer
 # in it.
 RETIRE_AFTER_S = 30.0
@@ -49,7 +49,7 @@ class ClusterPool:
         self._retired: set[str] = set()
         self._wakes: set[asyncio.Task[None]] = set()
         self._looked = asyncio.Condition()
-        self._is_changed, self._stirred, self._stirred_until = True, asyncio.Event(), 0.0
+        self._is_changed, self._stirred, self._moving_until = True, asyncio.Event(), 0.0
         self._owner: asyncio.Task[None] | None = None
         self._problem: str | None = None
         self._is_closed = False
@@ -69,6 +69,7 @@ class ClusterPool:
     def want(self, model_id: str) -> None:
         """Has its first replica started, once it is deployed."""
         self.slots[model_id].wanted = True
+        self._stir()
         self._begin()
         self._wake_wanted()
 
@@ -87,7 +88,8 @@ class ClusterPool:
             if slot.entry is not entry:
                 slot.entry, slot.prompts = entry, None
         self._is_changed = True
-        self._stir()
+        self._expect_change()
+        self._stirred.set()
 
     async def prompts(self, entry: Entry) -> Prompts:
         slot = self._slot(entry)
@@ -98,7 +100,7 @@ class ClusterPool:
         slot, name = self._slot(entry), name_of(entry)
         if name not in self._engines:
             await self._deployed(entry.id, name, min(asker.patience_s, self._max_wait_s))
-        if slot.state != "ready" and not self._is_moving():
+        if slot.state != "ready":
             self._stir()
         return Lease(slot, self._engines[name], sequences, self._released)
 
@@ -177,20 +179,25 @@ class ClusterPool:
 
     async def _pause(self) -> None:
         if self._problem is not None:
-            return await asyncio.sleep(LOOK_SOON_S)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_SOON_S if self._is_moving() else LOOK_EVERY_S):
-                await self._stirred.wait()
+            await asyncio.sleep(LOOK_SOON_S)
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SOON_S if self._is_moving() else LOOK_EVERY_S):
+                    await self._stirred.wait()
         self._stirred.clear()
 
     def _stir(self) -> None:
-        """Something may change soon."""
-        self._stirred_until = self._clock() + STIRRED_S
-        self._stirred.set()
+        """To be looked at now, unless that is so soon anyhow."""
+        if not self._is_moving():
+            self._stirred.set()
+        self._expect_change()
+
+    def _expect_change(self) -> None:
+        self._moving_until = self._clock() + MOVING_S
 
     def _is_moving(self) -> bool:
         is_loading = any(slot.state == "loading" for slot in self.slots.values())
-        return is_loading or self._clock() < self._stirred_until
+        return is_loading or self._clock() < self._moving_until
 
     def _complain(self, error: Exception) -> None:
         """Once, while it stays the same."""
@@ -239,6 +246,8 @@ class ClusterPool:
         # Whoever has an engine keeps it, and with it what its router knows of prompts.
         self._engines = {**engines, **self._engines}
         self._asked |= {model.name: model for model in changed}
+        if changed:
+            self._expect_change()
         self._wake_wanted()
 
     def _wake_wanted(self) -> None:
