@@ -8,7 +8,7 @@ import pytest
 
 from tenuto.errors import BadRequest, EngineLost, EngineStartError, NotLoaded, Unavailable
 from tenuto.models import cluster_pool
-from tenuto.models.cluster_pool import RETIRE_AFTER_S, MOVING_S, name_of
+from tenuto.models.cluster_pool import MOVING_S, RETIRE_AFTER_S, name_of
 from tenuto.models.waiting import Asker
 from tests.conftest import make_adapter, make_checkpoint, make_registry
 from tests.models.clusters import rigged
