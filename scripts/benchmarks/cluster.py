@@ -34,8 +34,8 @@ from tenuto.bench.processes import cpu_s
 INTERVAL_S = 0.01
 TOKENS, NUM_REPLICAS, MIN_ROUNDS = 128, 8, 3
 MANY, FEW, TURNS = 128, 32, 3
-# Of a replica: half as many again wait in it.
-TARGET = MANY // NUM_REPLICAS
+# Replicas and requests of each: half as many again wait in it.
+REPLICAS = {"many": (NUM_REPLICAS, MANY // NUM_REPLICAS), "one": (1, 8), "two": (2, 8)}
 READY_S = 90.0
 
 
@@ -81,8 +81,8 @@ class _Server:
         return (cpu_s(self._pid) - began_s) / (requests * TOKENS) * 1e6
 
     def tokens_per_s(self, model: str) -> float:
-        began, requests = time.monotonic(), TURNS * MANY // 2
-        self._ask(Load(model=model, streams=MANY // 2, requests=requests, max_tokens=TOKENS))
+        began, requests = time.monotonic(), TURNS * FEW
+        self._ask(Load(model=model, streams=2 * FEW, requests=requests, max_tokens=TOKENS))
         return requests * TOKENS / (time.monotonic() - began)
 
     def _ask(self, load: Load) -> None:
@@ -116,15 +116,14 @@ def _real() -> Iterator[_Server]:
 
 
 def _models() -> list[dict[str, object]]:
-    counts = {"many": NUM_REPLICAS, "one": 1, "two": 2}
     return [
         {
             "id": name,
             "source": str(CHECKPOINT),
             "load": "eager",
-            "replicas": {"min": count, "max": count, "target_ongoing_requests": TARGET},
+            "replicas": {"min": count, "max": count, "target_ongoing_requests": target},
         }
-        for name, count in counts.items()
+        for name, (count, target) in REPLICAS.items()
     ]
 
 
