@@ -131,9 +131,12 @@ class PacedEngine(FakeEngine):
 
     async def _stepped(self) -> None:
         """All requests step together, as vLLM's do."""
-        now = time.monotonic() - self.began
-        steps = round(now / self.interval_s) + 1 if self.interval_s else 0
-        await asyncio.sleep(steps * self.interval_s - now if steps else 0)
+        if not self.interval_s:
+            return await asyncio.sleep(0)
+        elapsed_s = time.monotonic() - self.began
+        # A timer may end a little early, and the step that it was for has come.
+        next_step = round(elapsed_s / self.interval_s) + 1
+        await asyncio.sleep(next_step * self.interval_s - elapsed_s)
 
     def _step(self, num_tokens: int, *, is_last: bool) -> Step:
         finish: FinishReason | None = "length" if is_last else None
